@@ -1,0 +1,54 @@
+package journal
+
+import (
+	"slices"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// Permission bits of Access, as in access(2).
+const (
+	MayRead  = 4
+	MayWrite = 2
+	MayExec  = 1
+)
+
+// Access checks the permission bits of a file for an identity: nil or
+// status.Access. Root may everything, but execute only what somebody may.
+func Access(a *proto.Attr, who *proto.Ident, want uint32) error {
+	if who.UID == 0 {
+		if want&MayExec != 0 && !a.IsDir() && a.Mode&0o111 == 0 {
+			return status.Access
+		}
+		return nil
+	}
+	bits := a.Mode & 7
+	switch {
+	case who.UID == a.UID:
+		bits = a.Mode >> 6 & 7
+	case inGroup(who, a.GID):
+		bits = a.Mode >> 3 & 7
+	}
+	if bits&want != want {
+		return status.Access
+	}
+	return nil
+}
+
+// inGroup reports whether gid is the identity's group or one of its supplementary ones.
+func inGroup(who *proto.Ident, gid uint32) bool {
+	return who.GID == gid || slices.Contains(who.Groups, gid)
+}
+
+// mayRemove checks whether a name of victim may be taken out of dir: write and
+// search permission, and in a sticky directory ownership of one of the two.
+func mayRemove(dir, victim *proto.Attr, who *proto.Ident) error {
+	if err := Access(dir, who, MayWrite|MayExec); err != nil {
+		return err
+	}
+	if dir.Mode&proto.ModeSticky != 0 && who.UID != 0 && who.UID != dir.UID && who.UID != victim.UID {
+		return status.NotOwner
+	}
+	return nil
+}

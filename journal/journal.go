@@ -1,0 +1,197 @@
+// Package journal is a tree of files in which every change is a record before
+// it happens, with what it destroys.
+//
+// It owns an export on the server's disk: the plain files and, beside them in
+// .cage, the log, the graves, the stage and the checkpoint. It promises the
+// rules 1 to 4 and 6 of docs/architecture.md: a before-image is durable before
+// the bytes it preserves are destroyed; after a cut at any byte recovery yields a prefix of
+// what was acknowledged that contains everything synced; a repeated operation is applied once;
+// no path leads out of the export. It must not know the wire, connections or leases.
+//
+// The way of a change: Submit plans it (plan.go), appends its record and queues
+// it; the commit loop (commit.go) makes a batch durable, applies it in order
+// (apply.go) and wakes those who wait. Reads (read.go) see applied state only.
+package journal
+
+import (
+	"context"
+
+	"github.com/rs/zerolog"
+
+	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/proto"
+)
+
+// DirName is the journal's directory in the root of an export.
+const DirName = ".cage"
+
+// Options of a journal.
+type Options struct {
+	FS          vfs.FS            // the export; Close leaves it open
+	SegmentSize int64             // of the log; 0: by the size of the file system, at most 64 MiB
+	HistoryCap  int64             // bytes of log and graves above which the oldest history goes; 0: a fifth of the file system
+	ReadOnly    bool              // no recovery, no writing: for tools beside a stopped server
+	Now         func() proto.Time // nil: the system's clock
+	Log         zerolog.Logger
+	// Changed is called after each applied change, in order, from the commit
+	// loop: it must not block or call back.
+	Changed func(Applied)
+}
+
+// Applied is a change as others may want to hear of it.
+type Applied struct {
+	LSN     proto.LSN
+	ID      proto.FileID // the file, 0 if none
+	Dir     proto.FileID // directory whose names changed, 0 if none
+	Name    string
+	NewDir  proto.FileID // renames
+	NewName string
+	Data    bool // content or size of ID changed
+	Session proto.SessionID
+}
+
+// Report is what recovery did.
+type Report struct {
+	Clean     bool // the last stop was orderly
+	Boot      uint32
+	Last      proto.LSN // newest record
+	Replayed  int       // records after the checkpoint
+	Moved     int       // names that were brought to their place
+	Remade    int       // inodes that were missing and made again
+	Missing   []Missing // bytes that nobody had synced and that are gone
+	Strangers []string  // names found where the journal put something else; now in graves
+}
+
+// Missing is a range of unsynced new bytes that a power cut took.
+type Missing struct {
+	ID   proto.FileID
+	Path string
+	Off  uint64
+	Len  uint64
+}
+
+// Journal is an open export. Safe for concurrent use.
+type Journal struct{ core }
+
+// Open opens the journal of an export, makes it on first use, and recovers it.
+// Errors: status.Damaged (with the place; nothing was changed), Busy (another
+// process has it), Version, Conflict (a copied journal), NoSpace, Unsupported (a file
+// system that cannot do what is needed, e.g. has no birth times).
+func Open(ctx context.Context, o Options) (*Journal, *Report, error) { return open(ctx, o) }
+
+// Close applies what was submitted, checkpoints and closes. Idempotent.
+func (j *Journal) Close() error { return j.close() }
+
+// Boot is the number of this start. FSType-like facts are in StatFS.
+func (j *Journal) Boot() uint32 { return j.boot }
+
+// Last returns the newest applied LSN.
+func (j *Journal) Last() proto.LSN { return j.appliedLSN() }
+
+// Failed returns why the export stopped taking changes (a failed sync), or nil.
+func (j *Journal) Failed() error { return j.failedErr() }
+
+// ---- Reading the present. No permission checks: see Access. ----
+
+// Lookup returns what is under a name: status.NotFound, NotDir, Stale.
+func (j *Journal) Lookup(dir proto.FileID, name string) (proto.Attr, error) {
+	return j.lookup(dir, name)
+}
+
+// Attr returns a file's attributes; also of a removed file that history still has.
+func (j *Journal) Attr(id proto.FileID) (proto.Attr, error) { return j.attr(id) }
+
+// ReadDir calls f for the entries of a directory after a cookie until f returns
+// false; the journal's own directory is left out. With plus, entries have their
+// attributes (and numbers); without, only a type where it is known.
+func (j *Journal) ReadDir(dir proto.FileID, after uint64, plus bool, f func(proto.DirEntry) bool) error {
+	return j.readDir(dir, after, plus, f)
+}
+
+// Readlink returns a symlink's target.
+func (j *Journal) Readlink(id proto.FileID) (string, error) { return j.readlink(id) }
+
+// ReadAt reads a regular file; n < len(p) only with io.EOF or another error.
+func (j *Journal) ReadAt(id proto.FileID, p []byte, off int64) (int, error) {
+	return j.readAt(id, p, off)
+}
+
+// GetXattr returns an extended attribute: status.NoAttr.
+func (j *Journal) GetXattr(id proto.FileID, name string) ([]byte, error) { return j.getXattr(id, name) }
+
+// ListXattr returns the names of extended attributes.
+func (j *Journal) ListXattr(id proto.FileID) ([]string, error) { return j.listXattr(id) }
+
+// StatFS describes the file system, less what the journal has promised.
+func (j *Journal) StatFS() (proto.StatFS, error) { return j.statFS() }
+
+// Hold keeps a file reachable after it is removed and beyond the retention of
+// history, until Unhold. Holds do not survive a restart: the client renews them.
+func (j *Journal) Hold(id proto.FileID) error { return j.hold(id) }
+
+// Unhold takes n holds back.
+func (j *Journal) Unhold(id proto.FileID, n int) { j.unhold(id, n) }
+
+// Path returns a present path of a file, "" for the root, or an error if it has no name.
+func (j *Journal) Path(id proto.FileID) (string, error) { return j.path(id) }
+
+// ---- Sessions ----
+
+// Client returns the number of a client in the journal's dictionary, making one.
+func (j *Journal) Client(name string) (uint32, error) { return j.client(name) }
+
+// OpenSession records a new session, whose operations are from then on applied
+// once each. key tells whose it is when it is resumed after a restart.
+func (j *Journal) OpenSession(id proto.SessionID, client uint32, key string) error {
+	return j.openSession(id, client, key)
+}
+
+// ResumeSession returns the newest operation applied or failed of a session:
+// status.LostSession if it is unknown or key differs.
+func (j *Journal) ResumeSession(id proto.SessionID, key string) (proto.Seq, error) {
+	return j.resumeSession(id, key)
+}
+
+// CloseSession forgets a session and its results.
+func (j *Journal) CloseSession(id proto.SessionID) error { return j.closeSession(id) }
+
+// ---- Changing ----
+
+// Submission is a change with what the server knows of it. The Change's Ident is
+// the mapped one, already believed.
+type Submission struct {
+	*proto.Change
+	Client  uint32
+	Trusted bool // may make devices, setuid files of others, trusted.* attributes
+	// Guard runs in the critical section that gives the record its number; an
+	// error refuses the change without a trace (fencing). May be nil.
+	Guard func() error
+}
+
+// Submit plans a change and appends its record; the order of calls is the order
+// of a session. It blocks while the change depends on one that is not applied
+// yet, or the queue is full. A failure of the operation itself comes from
+// Ticket.Wait; an error here means that nothing was recorded.
+// A Seq that was submitted before gives the first one's result.
+func (j *Journal) Submit(ctx context.Context, s *Submission) (*Ticket, error) {
+	return j.submit(ctx, s)
+}
+
+// Do is Submit and Wait.
+func (j *Journal) Do(ctx context.Context, s *Submission) (proto.Result, error) {
+	t, err := j.Submit(ctx, s)
+	if err != nil {
+		return proto.Result{}, err
+	}
+	return t.Wait(ctx)
+}
+
+// Wait returns the result when the change is durable (but for bytes of new
+// data) and applied. Stopping to wait takes nothing back.
+func (t *Ticket) Wait(ctx context.Context) (proto.Result, error) { return t.wait(ctx) }
+
+// Record returns a committed record, for tools.
+func (j *Journal) Record(lsn proto.LSN, images bool) (*record.Record, error) {
+	return j.log.Read(lsn, images)
+}

@@ -1,0 +1,152 @@
+// Package record is what one change looks like in a journal: the record with
+// its fields, and the frame that holds a batch of records in a log file. Pure
+// bytes: no files, no goroutines. Layouts are drawn in doc.go.
+package record
+
+import "cagefs.dev/cage/remote/proto"
+
+// Kind says what a record changes. The numbers are on disk: append only.
+type Kind uint8
+
+// The kinds. "Inverse" is the kind that takes it back.
+const (
+	Make       Kind = iota + 1 // stage/ID becomes Dir/Name. Inverse: Remove
+	Link                       // ID gets the further name Dir/Name. Inverse: Remove
+	Remove                     // Dir/Name goes to grave/LSN. Inverse: Restore
+	Rename                     // Dir/Name becomes NewDir/NewName; Victim, if any, goes to grave/LSN, or with FlagExchange to Dir/Name. Inverse: Rename (and Restore of the victim)
+	Restore                    // grave/Grave becomes Dir/Name. Inverse: Remove
+	Swap                       // the inode under grave/Grave (or stage/ID if Grave is 0) takes the place of the one of ID, which goes to grave/LSN. Inverse: Swap
+	SetAttr                    // mode, owner, times: Old and New
+	Truncate                   // OldSize to NewSize; the image, or grave/LSN with FlagGraveImage, holds the bytes cut off
+	Write                      // bytes [Off, Off+Len) of ID; Pieces say which were overwritten and which are new
+	Data                       // bytes of ID that earlier records wrote without image, now in the log (an fsync of few bytes)
+	Synced                     // everything of ID that records up to Upto wrote is durable in the file
+	SetXattr                   // OldValue (HasOld) to Value (HasNew) of attribute Name
+	Local                      // ID was changed by a process of the server, seen now
+	Adopt                      // the inode Inode under Dir/Name got the number ID
+	Result                     // the operation failed with Status and changed nothing
+	Cancel                     // record Upto could not be applied (Status): it never happened
+	Begin                      // a transaction of Count records follows; Name says rollback, undo or redo, Value its arguments for people
+	Commit                     // the transaction that began at Txn is complete
+	Label                      // Name is this moment
+	IDs                        // file numbers below Upto may be in use from now on
+	Boot                       // the server started, for the Count-th time
+	Client                     // client number Count is Name
+	Session                    // a session of client number Client began (Count 1) or ended (Count 0); Value is its key's hash
+	Checkpoint                 // everything up to Upto is applied and durable in the tree
+)
+
+// Flags of a record.
+const (
+	FlagExchange   = 1 << iota // Rename: the two names change places
+	FlagDir                    // Remove, Restore, Rename: ID is a directory
+	FlagTree                   // Remove, Restore: the directory goes with what is in it (transactions only)
+	FlagGraveImage             // Truncate: the cut bytes are the content of the file grave/LSN
+	FlagHole                   // Write: the range becomes a hole (rollback); all pieces are OldData or already holes
+	FlagRecovered              // made by recovery
+)
+
+// Inode is an inode's identity on the server's file system.
+type Inode struct {
+	Ino   uint64
+	Btime int64
+}
+
+// Attrs are the attributes that SetAttr changes, before or after.
+type Attrs struct {
+	Mode  uint32 // type and permissions
+	UID   uint32
+	GID   uint32
+	Atime proto.Time
+	Mtime proto.Time
+}
+
+// PieceKind says what a piece of a Write was before and where its bytes are.
+type PieceKind uint8
+
+// Piece kinds.
+const (
+	// PieceOver overwrites bytes of the file. Images hold Len bytes before and Len
+	// bytes after (after only, when FlagHole is not set).
+	PieceOver PieceKind = iota + 1
+	// PieceBlocks is new: whole 4 KiB blocks that were a hole or beyond the end.
+	// Only their checksums are logged, the bytes are in the file.
+	PieceBlocks
+	// PieceInline is new and less than a block: the images hold the Len bytes after.
+	PieceInline
+)
+
+// BlockSize is the unit of checksums of new bytes.
+const BlockSize = 4096
+
+// Piece is a part of a Write or Data record. Pieces are in ascending order,
+// do not overlap and cover the record's range.
+type Piece struct {
+	Kind PieceKind
+	Off  uint64
+	Len  uint64
+	Sums []uint32 // PieceBlocks: CRC32C of each block
+}
+
+// Record is one change. Which fields count depends on Kind; the others are zero
+// and take no space on disk.
+type Record struct {
+	LSN  proto.LSN
+	Time proto.Time // never before that of an earlier record
+	Kind Kind
+	Flag uint16
+
+	// Who: zero for the server's own records.
+	Session proto.SessionID
+	Seq     proto.Seq
+	Client  uint32 // number in the dictionary of Client records; 0: the server itself
+	UID     uint32
+	GID     uint32
+	PID     uint32
+	PGID    uint32
+	Comm    string
+
+	Txn proto.LSN // Begin record of its transaction; 0: none
+
+	ID      proto.FileID
+	Dir     proto.FileID
+	Name    string
+	NewDir  proto.FileID
+	NewName string
+	Victim  proto.FileID
+	Grave   proto.LSN // name of the grave that it takes from
+
+	Inode    Inode // Make, Adopt, Swap (new), Restore: identity of ID's inode
+	OldInode Inode // Swap
+
+	// Directory times before: Dir's and NewDir's mtime; Write, Truncate, Swap: ID's mtime.
+	OldMtime    proto.Time
+	OldNewMtime proto.Time
+
+	Old    Attrs // SetAttr: before
+	New    Attrs // SetAttr: after; Make: as made
+	Rdev   uint32
+	Target string
+
+	Off     uint64
+	Len     uint64
+	OldSize uint64
+	NewSize uint64
+	Pieces  []Piece
+
+	HasOld   bool
+	OldValue []byte
+	HasNew   bool
+	Value    []byte
+
+	Upto   proto.LSN // Synced, Cancel, Checkpoint; IDs: the file number
+	Count  uint64
+	Status uint16
+
+	// Images are the bytes that the record keeps, in the frame's second section:
+	// for each piece in order, PieceOver: before, then after (not with FlagHole);
+	// PieceInline: after. Truncate: the bytes cut off. Nil after a decode of the
+	// skeleton alone; ImageLen tells how many there are.
+	Images   []byte
+	ImageLen uint64
+}
