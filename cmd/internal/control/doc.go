@@ -1,0 +1,88 @@
+// Package control is the control socket of a running mount: how status, sync,
+// umount and cagejournal find the mount that a path belongs to, and what they
+// can ask of it.
+//
+// Each mount listens on a socket of its own (mode 0600) in the directory of
+// Dir, named by the device number of the mount, so that it is found from a path
+// through /proc/self/mountinfo alone, without a system call that a mount whose
+// server is gone would have to answer. The peer must be the same user, or root.
+//
+// A request is one line of JSON, {"op":"status"}; so is the answer. A client
+// that goes away cancels what it asked for. The package knows nothing of how a
+// mount answers.
+package control
+
+import (
+	"time"
+
+	"cagefs.dev/cage/remote/proto"
+)
+
+// FSType is the type under which the kernel lists a mount.
+const FSType = "fuse.cage"
+
+// Where says what a mount shows, so that others can talk to its server.
+type Where struct {
+	Addr   string    `json:"addr"`   // HOST:PORT of the main port
+	Export string    `json:"export"` // its name
+	Sub    string    `json:"sub"`    // directory of the export that is the mount's root, "" for all of it
+	At     proto.LSN `json:"at"`     // the moment that is shown, 0 for now
+	Client string    `json:"client"` // the mount's name as a client in the journal
+}
+
+// Status is what `cagefs status` shows.
+type Status struct {
+	Mountpoint string    `json:"mountpoint"`
+	Source     string    `json:"source"`
+	ReadOnly   bool      `json:"read_only"`
+	Software   string    `json:"software"`
+	PID        int       `json:"pid"`
+	Mounted    time.Time `json:"mounted"`
+	State      string    `json:"state"` // online, reconnecting, closed
+	Since      time.Time `json:"since"` // of the state
+	LastError  string    `json:"last_error"`
+	Unapplied  int       `json:"unapplied_operations"` // logged and not yet applied on the server
+	Bytes      int64     `json:"unapplied_bytes"`
+	DataConns  int       `json:"data_connections"`
+	Resumes    int       `json:"resumes"`
+}
+
+// Stats are counters of a mount.
+type Stats struct {
+	Pages      int64 `json:"pages"`
+	Bytes      int64 `json:"bytes"`
+	Budget     int64 `json:"budget"`
+	Hits       int64 `json:"hits"`
+	Misses     int64 `json:"misses"`
+	ReadAheads int64 `json:"read_aheads"`
+	Evictions  int64 `json:"evictions"`
+	Files      int64 `json:"files"`
+}
+
+// The operations of the socket.
+const (
+	opWhere  = "where"
+	opStatus = "status"
+	opStats  = "stats"
+	opSync   = "sync"
+	opUmount = "umount"
+)
+
+// request is a line from the client.
+type request struct {
+	Op string `json:"op"`
+}
+
+// reply is the line that answers it: exactly one field, or Error, or none.
+type reply struct {
+	Where  *Where  `json:"where,omitempty"`
+	Status *Status `json:"status,omitempty"`
+	Stats  *Stats  `json:"stats,omitempty"`
+	Error  *failed `json:"error,omitempty"`
+}
+
+// failed is an error on its way.
+type failed struct {
+	Code uint16 `json:"code"`
+	Text string `json:"text"`
+}
