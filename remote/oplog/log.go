@@ -1,0 +1,333 @@
+// Package oplog is a session's ordered list of changes as a state machine:
+// numbers, what was sent, what was answered, what is to be sent again, and the
+// one cursor of sticky errors.
+//
+// It promises that a number belongs to one immutable operation for ever, that
+// operations leave in the order of their numbers on every connection, that
+// each operation gets one outcome however often its answer arrives, and that
+// the failure of an operation nobody waited for is reported once. It has no
+// goroutines, no clock and no I/O, and knows nothing of connections: its owner
+// tells it what happened. A synchronous operation is one for which somebody
+// waits; there is no other way for a change.
+//
+//	            Append            Next               Answer
+//	(nothing) ────────▶ waiting ────────▶ in flight ────────▶ answered ──▶ forgotten,
+//	                       ▲                  │                            once all before
+//	                       └──── Resume ──────┘                            it are as well
+package oplog
+
+import (
+	"slices"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// overhead is what an operation is taken to weigh besides its bytes of new data.
+const overhead = 512
+
+// Entry is an operation in its place, as it goes over the wire.
+type Entry struct {
+	Seq   proto.Seq // the caller's number
+	Wire  proto.Seq // the number in the present session of the server
+	Ident proto.Ident
+	Op    proto.Op // owned by the log; immutable
+}
+
+// entry is an operation that is not forgotten yet.
+type entry struct {
+	ident    proto.Ident
+	op       proto.Op // nil once answered
+	bytes    int      // of new data
+	logged   bool     // appended by Append, not by AppendWaited: nobody expects the answer
+	answered bool
+	ticket   *Ticket // of those who wait; may be nil
+}
+
+// Log is a session's operation log. Its owner guards it: no method may be
+// called while another runs. No method blocks.
+type Log struct {
+	// entries[i] has number acked+1+i.
+	entries []entry
+	acked   proto.Seq // all up to this one are answered
+	cursor  proto.Seq // the last that was sent on this connection; never below acked
+	sent    proto.Seq // the last that was ever sent: immutable up to here
+	base    proto.Seq // numbers of sessions that the server lost: wire number = number − base
+
+	unanswered    int
+	bytes         int64 // of new data, in unanswered entries
+	inFlight      int   // sent on this connection and not answered
+	inFlightBytes int64
+
+	failures failures
+}
+
+// New makes an empty log whose first operation gets number 1.
+func New() *Log { return &Log{failures: newFailures()} }
+
+// Append logs an operation for whose outcome nobody waits yet. It keeps a copy
+// of the operation's data. A Write that continues the last operation, if that is
+// a Write that was appended in the same way for the same file and identity and
+// was never sent, joins it up to proto.MaxIO bytes and gets its number.
+func (l *Log) Append(id proto.Ident, op proto.Op) proto.Seq {
+	if w, ok := op.(*proto.Write); ok && l.join(&id, w) {
+		return l.Last()
+	}
+	return l.append(id, op, true)
+}
+
+// AppendWaited logs an operation and takes a ticket for its outcome.
+func (l *Log) AppendWaited(id proto.Ident, op proto.Op) *Ticket {
+	return l.Watch(l.append(id, op, false))
+}
+
+func (l *Log) append(id proto.Ident, op proto.Op, logged bool) proto.Seq {
+	op, n := own(op)
+	l.entries = append(l.entries, entry{ident: l.ownIdent(id), op: op, bytes: n, logged: logged})
+	l.unanswered++
+	l.bytes += int64(n)
+	return l.Last()
+}
+
+// join adds w to the last entry if it may.
+func (l *Log) join(id *proto.Ident, w *proto.Write) bool {
+	if len(l.entries) == 0 || l.Last() <= l.sent {
+		return false
+	}
+	e := &l.entries[len(l.entries)-1]
+	last, ok := e.op.(*proto.Write)
+	if !ok || !e.logged || last.ID != w.ID || last.Off+uint64(len(last.Data)) != w.Off ||
+		len(last.Data)+len(w.Data) > proto.MaxIO || !sameIdent(&e.ident, id) {
+		return false
+	}
+	last.Data = append(last.Data, w.Data...)
+	e.bytes += len(w.Data)
+	l.bytes += int64(len(w.Data))
+	return true
+}
+
+// Next takes the next operation to send, as long as no more than ops operations
+// and bytes bytes of new data are then in flight on this connection. One alone
+// may always go, however large. From here on the operation is immutable.
+func (l *Log) Next(ops int, bytes int64) (Entry, bool) {
+	for l.cursor < l.Last() {
+		seq := l.cursor + 1
+		e := l.at(seq)
+		if e.answered {
+			l.cursor = seq
+			continue
+		}
+		if l.inFlight > 0 && (l.inFlight+1 > ops || l.inFlightBytes+int64(e.bytes) > bytes) {
+			return Entry{}, false
+		}
+		l.cursor = seq
+		l.sent = max(l.sent, seq)
+		l.inFlight++
+		l.inFlightBytes += int64(e.bytes)
+		return Entry{Seq: seq, Wire: seq - l.base, Ident: e.ident, Op: e.op}, true
+	}
+	return Entry{}, false
+}
+
+// Answer gives an operation its outcome. It returns the failure if that becomes
+// a sticky one. An answer to an operation that has one already, or that was
+// never sent, is ignored: the first counts.
+func (l *Log) Answer(seq proto.Seq, res proto.Result, err error) (Failure, bool) {
+	if seq <= l.acked || seq > l.sent {
+		return Failure{}, false
+	}
+	e := l.at(seq)
+	if e.answered {
+		return Failure{}, false
+	}
+	if seq <= l.cursor {
+		l.inFlight--
+		l.inFlightBytes -= int64(e.bytes)
+	}
+	f, sticky := l.settle(seq, e, res, err)
+	l.forget()
+	return f, sticky
+}
+
+// settle records the outcome of an unanswered entry and wakes who waits for it.
+func (l *Log) settle(seq proto.Seq, e *entry, res proto.Result, err error) (Failure, bool) {
+	f := Failure{Seq: seq, ID: fileOf(e.op), Err: err}
+	waited := e.ticket != nil && e.ticket.waiters > 0
+	sticky := err != nil && (e.logged || !waited)
+	e.answered, e.op, e.ident = true, nil, proto.Ident{}
+	l.unanswered--
+	l.bytes -= int64(e.bytes)
+	if err != nil {
+		l.failures.add(f, sticky)
+	}
+	if e.ticket != nil {
+		e.ticket.result, e.ticket.err = res, err
+		close(e.ticket.done)
+		e.ticket = nil
+	}
+	return f, sticky
+}
+
+// forget drops what is answered without a gap.
+func (l *Log) forget() {
+	n := 0
+	for n < len(l.entries) && l.entries[n].answered {
+		n++
+	}
+	clear(l.entries[:n])
+	l.entries = l.entries[n:]
+	l.acked += proto.Seq(n)
+	l.cursor = max(l.cursor, l.acked)
+}
+
+// Resume says that a new connection goes on with the session. All that is not
+// answered is sent again, in order: also what the server has applied, for its
+// answer got lost, and the server repeats it for the same number. applied is
+// the last wire number that the server knows; if that was never sent, the
+// server's session is not this one, and the error is status.LostSession.
+func (l *Log) Resume(applied proto.Seq) error {
+	if applied+l.base > l.sent {
+		return status.Newf(status.LostSession, "resume session", "",
+			"the server has operations up to %d, but only %d were sent", applied, l.sent-l.base)
+	}
+	l.rewind()
+	return nil
+}
+
+// Disconnected says that there is no connection: nothing is in flight.
+func (l *Log) Disconnected() { l.rewind() }
+
+func (l *Log) rewind() {
+	l.cursor, l.inFlight, l.inFlightBytes = l.acked, 0, 0
+}
+
+// Lose says that the server has lost the session, and that a new one takes its
+// place, in which wire numbers begin at 1 again; the caller's numbers go on.
+// Whether an operation that was sent and not answered was applied cannot be
+// known, and those after it may rely on it: sending any of them again could
+// apply one twice or out of its place, so all of them fail with err. If there
+// is none, what was never sent goes on in the new session. Lose returns the
+// failures that become sticky.
+func (l *Log) Lose(err error) []Failure {
+	if l.sent <= l.acked {
+		l.base = l.acked
+		l.rewind()
+		return nil
+	}
+	var out []Failure
+	for i := range l.entries {
+		e := &l.entries[i]
+		if e.answered {
+			continue
+		}
+		if f, sticky := l.settle(l.acked+1+proto.Seq(i), e, proto.Result{}, err); sticky {
+			out = append(out, f)
+		}
+	}
+	l.forget()
+	l.sent, l.base = l.acked, l.acked
+	l.rewind()
+	return out
+}
+
+// Last is the newest number given, 0 if there is none.
+func (l *Log) Last() proto.Seq { return l.acked + proto.Seq(len(l.entries)) }
+
+// Acked is the number up to which all operations are answered.
+func (l *Log) Acked() proto.Seq { return l.acked }
+
+// WireAcked is Acked as the server's present session counts.
+func (l *Log) WireAcked() proto.Seq { return l.acked - l.base }
+
+// Unanswered counts the operations without an outcome, and their bytes of new data.
+func (l *Log) Unanswered() (ops int, bytes int64) { return l.unanswered, l.bytes }
+
+// Weight is about what the unanswered operations take of memory.
+func (l *Log) Weight() int64 { return l.bytes + int64(l.unanswered)*overhead }
+
+// InFlight counts the operations that were sent on this connection and are not answered.
+func (l *Log) InFlight() int { return l.inFlight }
+
+func (l *Log) at(seq proto.Seq) *entry { return &l.entries[seq-l.acked-1] }
+
+// ownIdent copies what the identity refers to, or shares it with the last entry's.
+func (l *Log) ownIdent(id proto.Ident) proto.Ident {
+	if n := len(l.entries); n > 0 && slices.Equal(l.entries[n-1].ident.Groups, id.Groups) {
+		id.Groups = l.entries[n-1].ident.Groups
+		return id
+	}
+	id.Groups = slices.Clone(id.Groups)
+	return id
+}
+
+func sameIdent(a, b *proto.Ident) bool {
+	return a.UID == b.UID && a.GID == b.GID && a.PID == b.PID && a.PGID == b.PGID &&
+		a.Comm == b.Comm && slices.Equal(a.Groups, b.Groups)
+}
+
+// own copies an operation with its data and counts the bytes of new data.
+func own(op proto.Op) (proto.Op, int) {
+	switch o := op.(type) {
+	case *proto.Write:
+		c := *o
+		c.Data = slices.Clone(o.Data)
+		return &c, len(c.Data)
+	case *proto.SetXattr:
+		c := *o
+		c.Value = slices.Clone(o.Value)
+		return &c, len(c.Value)
+	case *proto.Rollback:
+		c := *o
+		c.Paths = slices.Clone(o.Paths)
+		return &c, 0
+	case *proto.Undo:
+		c := *o
+		c.LSNs = slices.Clone(o.LSNs)
+		return &c, 0
+	case *proto.Make:
+		return ref(*o), 0
+	case *proto.Link:
+		return ref(*o), 0
+	case *proto.Remove:
+		return ref(*o), 0
+	case *proto.Rename:
+		return ref(*o), 0
+	case *proto.SetAttr:
+		return ref(*o), 0
+	case *proto.RemoveXattr:
+		return ref(*o), 0
+	case *proto.Sync:
+		return ref(*o), 0
+	case *proto.Label:
+		return ref(*o), 0
+	}
+	return op, 0
+}
+
+func ref[T any](v T) *T { return &v }
+
+// fileOf is the file on which a failure of an operation is reported: the one
+// it changes, or the directory whose names it changes; 0 if there is none.
+func fileOf(op proto.Op) proto.FileID {
+	switch o := op.(type) {
+	case *proto.Write:
+		return o.ID
+	case *proto.SetAttr:
+		return o.ID
+	case *proto.SetXattr:
+		return o.ID
+	case *proto.RemoveXattr:
+		return o.ID
+	case *proto.Sync:
+		return o.ID
+	case *proto.Make:
+		return o.Dir
+	case *proto.Link:
+		return o.Dir
+	case *proto.Remove:
+		return o.Dir
+	case *proto.Rename:
+		return o.NewDir
+	}
+	return 0
+}
