@@ -189,6 +189,7 @@ type Result struct {
 	ID   FileID     // Make: the new file. Otherwise the file that was changed.
 	Attr Attr       // of ID after the change, as far as it still exists; Attr.ID 0: not given
 	Plan []PlanStep // Rollback, Undo: what was or would be done
+	More uint64     // steps of the plan behind those in Plan, where a reply had no room for them
 }
 
 // PlanStep is one line of what a rollback or undo does, for people and scripts.

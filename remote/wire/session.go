@@ -1,0 +1,111 @@
+package wire
+
+import "cagefs.dev/cage/remote/proto"
+
+// HelloReq opens a main connection. Its first two fields never change their
+// place, so that any version can refuse any other by name.
+type HelloReq struct {
+	Version  uint16 // the newest the sender speaks
+	Software string // "cagefs 0.1", for logs
+	Client   string // host name of the client, for the journal
+	Export   string // "" for tools that only list exports
+	ReadOnly bool
+	Session  proto.SessionID // to resume; 0 for a new one
+	Boot     uint32          // server start that the client last saw
+	NextSeq  proto.Seq       // first operation that the client has no result of
+	Opens    []proto.FileID  // resuming: files that are held open (kept or kept as orphans), at most MaxOpens
+}
+
+// Append implements Message.
+func (m *HelloReq) Append(b []byte) []byte {
+	b = appendInt(b, m.Version)
+	b = appendText(b, m.Software, MaxWord)
+	b = appendText(b, m.Client, MaxWord)
+	b = appendBytes(b, m.Export)
+	b = appendFlag(b, m.ReadOnly)
+	b = appendFixed64(b, m.Session)
+	b = appendInt(b, m.Boot)
+	b = appendInt(b, m.NextSeq)
+	return appendList(b, m.Opens, appendInt[proto.FileID])
+}
+
+// Decode implements Message.
+func (m *HelloReq) Decode(c *Cursor) {
+	m.Version = c.u16()
+	m.Software = c.str(MaxWord)
+	m.Client = c.str(MaxWord)
+	m.Export = c.str(MaxWord)
+	m.ReadOnly = c.flag()
+	m.Session = c.session()
+	m.Boot = c.u32()
+	m.NextSeq = c.seq()
+	m.Opens = list(c, c.count(MaxOpens, 1), (*Cursor).fid)
+}
+
+// HelloRep admits the client.
+type HelloRep struct {
+	Version   uint16
+	Software  string
+	Session   proto.SessionID
+	Resumed   bool      // the session of the request goes on; otherwise it is a new one
+	Boot      uint32    // which start of the server this is
+	Applied   proto.Seq // resuming: operations up to this one are applied
+	DataPorts uint16    // reachable at main port + 1 … + DataPorts
+	Root      proto.Attr
+	ReadOnly  bool
+	Trusted   bool // the identities of requests count (Ident.UID and so on)
+}
+
+// Append implements Message.
+func (m *HelloRep) Append(b []byte) []byte {
+	b = appendInt(b, m.Version)
+	b = appendText(b, m.Software, MaxWord)
+	b = appendFixed64(b, m.Session)
+	b = appendFlag(b, m.Resumed)
+	b = appendInt(b, m.Boot)
+	b = appendInt(b, m.Applied)
+	b = appendInt(b, m.DataPorts)
+	b = appendAttr(b, &m.Root)
+	b = appendFlag(b, m.ReadOnly)
+	return appendFlag(b, m.Trusted)
+}
+
+// Decode implements Message.
+func (m *HelloRep) Decode(c *Cursor) {
+	m.Version = c.u16()
+	m.Software = c.str(MaxWord)
+	m.Session = c.session()
+	m.Resumed = c.flag()
+	m.Boot = c.u32()
+	m.Applied = c.seq()
+	m.DataPorts = c.u16()
+	m.Root = c.attr()
+	m.ReadOnly = c.flag()
+	m.Trusted = c.flag()
+}
+
+// AttachReq joins a data connection to a session of the same client key.
+type AttachReq struct {
+	Version uint16
+	Session proto.SessionID
+}
+
+// Append implements Message.
+func (m *AttachReq) Append(b []byte) []byte {
+	return appendFixed64(appendInt(b, m.Version), m.Session)
+}
+
+// Decode implements Message.
+func (m *AttachReq) Decode(c *Cursor) {
+	m.Version = c.u16()
+	m.Session = c.session()
+}
+
+// ExportsRep lists exports, at most MaxEntries.
+type ExportsRep struct{ Names []string }
+
+// Append implements Message.
+func (m *ExportsRep) Append(b []byte) []byte { return appendList(b, m.Names, appendBytes[string]) }
+
+// Decode implements Message.
+func (m *ExportsRep) Decode(c *Cursor) { m.Names = c.strs(MaxEntries, MaxWord) }
