@@ -9,7 +9,6 @@ package pagecache
 
 import (
 	"context"
-	"time"
 
 	"cagefs.dev/cage/remote/page"
 	"cagefs.dev/cage/remote/proto"
@@ -33,7 +32,6 @@ type Options struct {
 	PageSize  page.Size // 0: 128 KiB
 	Bytes     int64     // budget of all pages; 0: 256 MiB
 	ReadAhead int       // pages fetched ahead of a sequential reader at most; 0: 8, negative: none
-	Now       func() time.Time
 }
 
 // New makes a cache.
@@ -45,8 +43,10 @@ type Cache struct{ unfinished struct{} }
 // Open returns the cached file with a number, counting an open; state belongs
 // to the file, not to the opens. attr is fresh from the server: if its Change is
 // newer than what the cached pages are known to be, clean pages are dropped, and kept is false.
-// b serves fills and writes of calls that name no other backing.
-func (c *Cache) Open(b Backing, attr proto.Attr) (f *File, kept bool) {
+// upto says how new attr is: all the session's operations up to this number are
+// in it, so take Applied before asking for attr.
+// b serves fills and writes of calls that name no other backing (nil).
+func (c *Cache) Open(b Backing, attr proto.Attr, upto proto.Seq) (f *File, kept bool) {
 	panic("pagecache: being written")
 }
 
@@ -104,8 +104,12 @@ func (f *File) WriteAt(ctx context.Context, b Backing, p []byte, off int64) erro
 func (f *File) Logged() proto.Seq { panic("pagecache: being written") }
 
 // Own tells the cache an attribute reply to this session's own change of the file (write, truncate): pages stay
-// valid up to its change number; those beyond the size are dropped.
-func (f *File) Own(attr proto.Attr) { panic("pagecache: being written") }
+// valid up to its change number; those beyond the size are dropped. upto as for Open:
+// the change's own number, or, where only its attr came back (Session.Do), what Logged said before the change was logged.
+func (f *File) Own(attr proto.Attr, upto proto.Seq) { panic("pagecache: being written") }
+
+// Seen tells the cache any other fresh attribute reply while the file is open (getattr, lookup), as Open does.
+func (f *File) Seen(attr proto.Attr, upto proto.Seq) { panic("pagecache: being written") }
 
 // Size is the size the cache knows: the server's, extended by logged writes.
 func (f *File) Size() int64 { panic("pagecache: being written") }
