@@ -14,20 +14,23 @@
 //
 // # Preamble
 //
-// First of all each side sends 8 bytes, the client first:
+// First of all each side sends 8 bytes, the server first:
 //
 //	 0       1       2       3       4       5       6       7
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //	|  'C'     'A'     'G'     'E'  |    version    |   reserved 0  |
 //	+-------+-------+-------+-------+-------+-------+-------+-------+
 //
-// The client names the version that it wants to speak, the server the newest
-// that it speaks, also when it then closes. A client newer than the server is
-// refused on both sides with status.Version, "server speaks 1, client 2"; it
-// may come again with an older version. Whether an older client is still served
-// the server says in the reply to its hello. Reserved bytes are sent as zero
-// and ignored. The preamble, the frame header, and the first two fields of the
-// hello (version, software) are the same in every version.
+// The server names the newest version that it speaks, the client the one that
+// it is going to speak. The client waits for the server's: with TLS 1.3 a client
+// learns only from its first read that its key was refused, and must not have
+// sent anything that could make the server's reset overtake that. A client that
+// speaks only newer versions than the server names its own all the same, and is
+// refused on both sides with status.Version, "server speaks 1, client 2". Whether
+// an older client is still served the server says in the reply to its hello.
+// Reserved bytes are sent as zero and ignored. The preamble, the frame header,
+// and the first two fields of the hello (version, software) are the same in
+// every version.
 //
 //	version 1   first version
 //
@@ -103,8 +106,8 @@
 // # Flow
 //
 //	client                                server
-//	preamble                        -->
 //	                                <--   preamble
+//	preamble                        -->
 //	OpHello                         -->            main: new or resumed session
 //	                                <--   reply    session, boot, root, data ports
 //	    preamble, OpAttach          -->            each data connection

@@ -45,30 +45,37 @@ func CheckVersions(server, client uint16) error {
 	return nil
 }
 
-// Greet is the client's half of the preamble: it sends the version that it
-// wants to speak and reads what the server speaks. It blocks as rw does; set a deadline.
-// Errors: status.Version, BadFrame, else the connection's.
-func Greet(rw io.ReadWriter) (server uint16, err error) {
-	if _, err := rw.Write(AppendPreamble(nil, Version)); err != nil {
+// Welcome is the server's half of the preamble, which comes first: it sends the
+// version that the server speaks and reads the one that the client chose. It
+// blocks as rw does; set a deadline. Errors: status.Version, BadFrame, else the
+// connection's.
+func Welcome(rw io.ReadWriter) (client uint16, err error) {
+	if err := writePreamble(rw); err != nil {
 		return 0, err
 	}
+	if client, err = readPreamble(rw); err != nil {
+		return 0, err
+	}
+	return client, CheckVersions(Version, client)
+}
+
+// Greet is the client's half: it waits for the server's version, so that a
+// refusal of the client's key is what it reads first, and answers with its own,
+// also where it is too new, so that both sides can name both. It blocks as rw
+// does; set a deadline. Errors are those of Welcome; see also auth.Explain.
+func Greet(rw io.ReadWriter) (server uint16, err error) {
 	if server, err = readPreamble(rw); err != nil {
+		return 0, err
+	}
+	if err := writePreamble(rw); err != nil {
 		return 0, err
 	}
 	return server, CheckVersions(server, Version)
 }
 
-// Welcome is the server's half: it reads the client's version and sends its
-// own, also to a client that it refuses, so that both can name both. It blocks
-// as rw does; set a deadline. Errors are those of Greet.
-func Welcome(rw io.ReadWriter) (client uint16, err error) {
-	if client, err = readPreamble(rw); err != nil {
-		return 0, err
-	}
-	if _, err := rw.Write(AppendPreamble(nil, Version)); err != nil {
-		return 0, err
-	}
-	return client, CheckVersions(Version, client)
+func writePreamble(w io.Writer) error {
+	_, err := w.Write(AppendPreamble(nil, Version))
+	return err
 }
 
 func readPreamble(r io.Reader) (uint16, error) {
