@@ -3,59 +3,119 @@
 // fingerprint of its key (the pin), a client by the fingerprint of its own.
 //
 // It knows nothing of exports, sessions or frames.
+//
+// Files with keys, and the list of admitted clients, are refused when group or
+// others may read or write them. They are replaced as a whole: written under
+// another name, synced, renamed.
 package auth
 
-import "crypto/tls"
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base32"
+	"errors"
+	"math/big"
+	"net"
+	"strings"
+	"time"
+
+	"cagefs.dev/cage/remote/status"
+)
 
 // Fingerprint is the SHA-256 of a public key (PKIX), printed as "cage:" + base32 without padding, lower case.
 type Fingerprint string
 
-// ServerState is a server's state directory: its key and the clients it admits.
-type ServerState struct{ unfinished struct{} }
+const fingerprintPrefix = "cage:"
 
-// ClientKey is a client that the server admits.
-type ClientKey struct {
-	Name        string
-	Fingerprint Fingerprint
-	LocalUID    *uint32  // key of a user of this machine, made by the server: acts as that user
-	User        string   // server user as which others act
-	Exports     []string // empty: all
-	ReadOnly    bool
-	TrustIDs    bool // identities in requests count; a local key of root has it
+// FingerprintOf is the fingerprint of a public key.
+func FingerprintOf(key ed25519.PublicKey) Fingerprint {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		panic("auth: an ed25519 key has no PKIX form: " + err.Error())
+	}
+	sum := sha256.Sum256(der)
+	text := base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:])
+	return Fingerprint(fingerprintPrefix + strings.ToLower(text))
 }
 
-// OpenServerState opens or makes (0700) a state directory, with a new key on first use.
-func OpenServerState(dir string) (*ServerState, error) { panic("auth: being written") }
+// fileName is the name of the keyring's file for a server.
+func (fp Fingerprint) fileName() string {
+	return "server-" + strings.TrimPrefix(string(fp), fingerprintPrefix) + ".json"
+}
 
-// Fingerprint is the server's own.
-func (s *ServerState) Fingerprint() Fingerprint { panic("auth: being written") }
+// PeerOf returns the fingerprint of the key at the other end of a handshaken
+// connection: status.WrongKey if it showed none of the kind that Cage uses.
+func PeerOf(cs tls.ConnectionState) (Fingerprint, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return "", status.Newf(status.WrongKey, "connect", "", "the other end showed no key")
+	}
+	key, ok := cs.PeerCertificates[0].PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return "", status.Newf(status.WrongKey, "connect", "", "the other end's key is not an ed25519 key")
+	}
+	return FingerprintOf(key), nil
+}
 
-// AdmitLocal makes sure that the user who runs the server (uid) has a key for
-// it and its pin in configDir (see Keyring), and that the server admits it.
-func (s *ServerState) AdmitLocal(configDir string, uid uint32) error { panic("auth: being written") }
+// Explain turns what a client sees when it connects into an error with a code:
+// a server that refuses its key (in TLS 1.3 an alert at the first read after the
+// handshake) is status.WrongKey, a peer that does not speak TLS status.BadFrame.
+// Other errors, and nil, stay as they are.
+func Explain(err error) error {
+	var op *net.OpError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &op) && op.Op == "remote error" && refusal(op.Err):
+		return status.Newf(status.WrongKey, "connect", "", "the server does not admit this client's key (%w)", err)
+	case errors.As(err, &record):
+		return status.Newf(status.BadFrame, "connect", "", "the other end does not speak TLS (%w)", err)
+	}
+	return err
+}
 
-// Client returns the client with a fingerprint; ok is false if it is not admitted (any more).
-func (s *ServerState) Client(fp Fingerprint) (ClientKey, bool) { panic("auth: being written") }
+// refusal recognises the alerts by which a server refuses a client's certificate.
+// crypto/tls does not export the type of an alert received; AlertError has the
+// same texts.
+func refusal(alert error) bool {
+	const (
+		badCertificate         = 42
+		unsupportedCertificate = 43
+		certificateUnknown     = 46
+		accessDenied           = 49
+		certificateRequired    = 116
+	)
+	for _, a := range []tls.AlertError{badCertificate, unsupportedCertificate, certificateUnknown, accessDenied, certificateRequired} {
+		if alert.Error() == a.Error() {
+			return true
+		}
+	}
+	return false
+}
 
-// TLS is the server's configuration: TLS 1.3, a client certificate required
-// and admitted. The peer is PeerOf the connection's state.
-func (s *ServerState) TLS() *tls.Config { panic("auth: being written") }
+func newKey() (ed25519.PrivateKey, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	return key, err
+}
 
-// PeerOf returns the fingerprint of the key at the other end of a handshaken connection.
-func PeerOf(cs tls.ConnectionState) (Fingerprint, error) { panic("auth: being written") }
+// certificate wraps a key for TLS. Nothing in it counts but the key: whoever
+// checks it compares fingerprints, so that the clocks of the two ends do not matter.
+func certificate(key ed25519.PrivateKey) (tls.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: "cage"},
+		NotBefore:    time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
+		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+}
 
-// Keyring is a client's directory of servers ($XDG_CONFIG_HOME/cage): one file
-// per server fingerprint with its pin and the key to use there, mode 0600.
-type Keyring struct{ unfinished struct{} }
-
-// DefaultKeyringDir is $XDG_CONFIG_HOME/cage, default ~/.config/cage.
-func DefaultKeyringDir() (string, error) { panic("auth: being written") }
-
-// OpenKeyring opens a keyring; a directory that does not exist is an empty one.
-// Files are read at each handshake, so that a server started later is found.
-func OpenKeyring(dir string) *Keyring { panic("auth: being written") }
-
-// TLS is the client's configuration: it accepts a server only if its key is
-// pinned in the keyring and shows it the key kept for it. The handshake's error is
-// status.WrongKey, with the fingerprint that was not known.
-func (k *Keyring) TLS() *tls.Config { panic("auth: being written") }
+func fingerprintOfPrivate(key ed25519.PrivateKey) Fingerprint {
+	return FingerprintOf(key.Public().(ed25519.PublicKey))
+}
