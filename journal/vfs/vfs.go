@@ -63,7 +63,8 @@ type Info struct {
 // Dir is an open directory. Names are single components; anything else
 // (empty, ".", "..", with a slash, over 255 bytes) is EINVAL or ENAMETOOLONG.
 // No call follows a symlink in the last component. A directory that is a mount
-// point of another file system is EXDEV. Safe for concurrent use.
+// point of another file system is EXDEV. Of permissions 07777 count. After
+// Close every call is EBADF. Safe for concurrent use.
 type Dir interface {
 	// OpenDir opens a subdirectory: ENOTDIR if it is none (also for symlinks).
 	OpenDir(name string) (Dir, error)
@@ -137,7 +138,9 @@ type File interface {
 	// has data everywhere.
 	NextData(off int64) (start, end int64, ok bool, err error)
 	// CopyTo copies a range of this file to another of the same FS, sharing
-	// blocks where the file system can (copy_file_range(2)).
+	// blocks where the file system can (copy_file_range(2)). A source that ends
+	// before is io.ErrUnexpectedEOF, after what there was; ranges of one file that
+	// overlap are EINVAL.
 	CopyTo(dst File, srcOff, dstOff, n int64) error
 	Stat() (Info, error)
 	Utimes(atime, mtime int64) error

@@ -1,0 +1,131 @@
+package vfs
+
+import (
+	"io"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// osFile is an open regular file. Set at construction.
+type osFile struct{ h handle }
+
+func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, syscall.EINVAL
+	}
+	n, err := f.h.ReadAt(p, off)
+	return n, errnoOf(err)
+}
+
+func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, syscall.EINVAL
+	}
+	n, err := f.h.WriteAt(p, off)
+	return n, errnoOf(err)
+}
+
+func (f *osFile) Truncate(size int64) error {
+	return f.h.do(func(fd int) error { return unix.Ftruncate(fd, size) })
+}
+
+func (f *osFile) PunchHole(off, n int64) error {
+	err := f.h.do(func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+	if err != unix.EOPNOTSUPP && err != unix.ENOSYS {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 64<<10)
+	for end := min(off+n, info.Size); off < end; {
+		w, err := f.WriteAt(zeros[:min(end-off, int64(len(zeros)))], off)
+		if err != nil {
+			return err
+		}
+		off += int64(w)
+	}
+	return nil
+}
+
+func (f *osFile) NextData(off int64) (start, end int64, ok bool, err error) {
+	// The position that these move is used by nothing else.
+	err = f.h.do(func(fd int) (err error) {
+		if start, err = unix.Seek(fd, off, unix.SEEK_DATA); err == nil {
+			end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
+		}
+		return err
+	})
+	if err == unix.ENXIO {
+		return 0, 0, false, nil
+	}
+	if err != nil {
+		return 0, 0, false, err
+	}
+	return start, end, true, nil
+}
+
+func (f *osFile) CopyTo(dst File, srcOff, dstOff, n int64) error {
+	to, ok := dst.(*osFile)
+	if !ok {
+		return syscall.EXDEV
+	}
+	if srcOff < 0 || dstOff < 0 || n < 0 {
+		return syscall.EINVAL
+	}
+	for n > 0 {
+		var copied int
+		err := f.h.do(func(fd int) error {
+			return to.h.do(func(tofd int) (err error) {
+				from, at := srcOff, dstOff
+				copied, err = unix.CopyFileRange(fd, &from, tofd, &at, int(min(n, 1<<30)), 0)
+				return err
+			})
+		})
+		switch err {
+		case nil:
+		case unix.ENOSYS, unix.EOPNOTSUPP, unix.EXDEV:
+			return copyBytes(f, to, srcOff, dstOff, n)
+		default:
+			return err
+		}
+		if copied == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		srcOff, dstOff, n = srcOff+int64(copied), dstOff+int64(copied), n-int64(copied)
+	}
+	return nil
+}
+
+// copyBytes copies through memory.
+func copyBytes(src io.ReaderAt, dst io.WriterAt, srcOff, dstOff, n int64) error {
+	buf := make([]byte, min(n, 128<<10))
+	for n > 0 {
+		r, err := src.ReadAt(buf[:min(n, int64(len(buf)))], srcOff)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if r == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		if _, err := dst.WriteAt(buf[:r], dstOff); err != nil {
+			return err
+		}
+		srcOff, dstOff, n = srcOff+int64(r), dstOff+int64(r), n-int64(r)
+	}
+	return nil
+}
+
+func (f *osFile) Stat() (Info, error) { return statSelf(f.h) }
+
+func (f *osFile) Utimes(atime, mtime int64) error {
+	return f.h.do(func(fd int) error { return utimes(procPath(fd), atime, mtime) })
+}
+
+func (f *osFile) Datasync() error { return f.h.do(unix.Fdatasync) }
+func (f *osFile) Sync() error     { return f.h.do(unix.Fsync) }
+func (f *osFile) Close() error    { return f.h.Close() }
