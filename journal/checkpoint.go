@@ -1,0 +1,377 @@
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// A checkpoint says that everything up to a record is applied and durable in
+// the tree, and holds what recovery would otherwise need the whole log for: the
+// table of files, the sessions with their results, the clients, the next file number.
+// docs/journal.md has its layout.
+
+// Checkpoints come after so many log bytes, so many loose bytes, or so long.
+const (
+	checkpointLog      = 128 << 20
+	checkpointInterval = 30 * time.Second
+)
+
+// checkpointState is owned by the commit loop.
+type checkpointState struct {
+	walDir vfs.Dir
+	lsn    proto.LSN // of the newest checkpoint
+	seen   proto.LSN // Last when the interval began
+	at     time.Time
+	bytes  int64 // log bytes then
+}
+
+// checkpointDue reports whether enough has happened since the last one.
+func (j *Journal) checkpointDue() bool {
+	if j.failedErr() != nil {
+		return false
+	}
+	if j.looseBytes.Load() >= maxLoose || j.logBytes()-j.ckpt.bytes >= checkpointLog {
+		return true
+	}
+	return time.Since(j.ckpt.at) >= checkpointInterval && j.log.Durable() > j.ckpt.seen
+}
+
+func (j *Journal) logBytes() (n int64) {
+	for _, s := range j.log.Segments() {
+		n += s.Bytes
+	}
+	return n
+}
+
+// checkpoint notes what is applied, makes the tree durable and writes the
+// checkpoint. Only the commit loop calls it (and start and close, when there is
+// none), so that nothing is applied meanwhile.
+func (j *Journal) checkpoint(clean bool) error {
+	if err := j.log.Commit(); err != nil {
+		return err
+	}
+	j.planMu.Lock()
+	loose := j.loosenLocked()
+	ck := j.snapshotLocked()
+	ck.clean = clean
+	j.planMu.Unlock()
+	j.looseBytes.Store(0)
+	err := j.opts.FS.SyncFS()
+	j.planMu.Lock()
+	for id, l := range loose {
+		close(l.done)
+		l.done, l.syncing = nil, nil
+		if len(l.spans) == 0 {
+			delete(j.loose, id)
+		}
+	}
+	j.planMu.Unlock()
+	if err != nil {
+		return status.Newf(status.IO, "sync", "export", "%w", err)
+	}
+	if err := j.writeCheckpoint(ck); err != nil {
+		return err
+	}
+	if err := j.log.Append(&record.Record{Kind: record.Checkpoint, Upto: ck.lsn}); err != nil {
+		if status.Of(err) != status.NoSpace {
+			return err
+		}
+	} else if err := j.log.Commit(); err != nil {
+		return err
+	}
+	j.ckpt.lsn, j.ckpt.seen, j.ckpt.at, j.ckpt.bytes = ck.lsn, j.log.Last(), time.Now(), j.logBytes()
+	return j.prune()
+}
+
+// loosenLocked marks the loose bytes of files without unapplied records as being
+// synced: the checkpoint's sync of the file system covers them.
+func (j *Journal) loosenLocked() map[proto.FileID]*loose {
+	out := map[proto.FileID]*loose{}
+	for id, l := range j.loose {
+		if _, ok := j.busy.files[id]; ok || l.done != nil {
+			continue
+		}
+		l.syncing, l.spans, l.done = l.spans, nil, make(chan struct{})
+		out[id] = l
+	}
+	return out
+}
+
+// checkpointData is the content of a checkpoint.
+type checkpointData struct {
+	lsn      proto.LSN // everything up to it is applied
+	boot     uint32
+	clean    bool
+	fs       uint64    // id of the file system
+	cage     vfs.Ident // of the journal's directory: a copy has another
+	nextID   proto.FileID
+	clients  map[uint32]string
+	sessions map[proto.SessionID]*session
+	nodes    []*node
+}
+
+// snapshotLocked copies the state up to the newest applied record. Records that
+// are appended and not yet applied are above it and will be replayed.
+func (j *Journal) snapshotLocked() *checkpointData {
+	j.queueMu.Lock()
+	lsn := j.applied
+	if len(j.queue) == 0 { // no change is on its way: records without effect count as applied
+		lsn = j.log.Durable()
+	}
+	j.queueMu.Unlock()
+	ck := &checkpointData{lsn: lsn, boot: j.boot, clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}}
+	for n, name := range j.clients {
+		ck.clients[n] = name
+	}
+	for id, s := range j.sessions {
+		c := newSession(s.client, s.key)
+		for seq, r := range s.results {
+			if r.lsn <= lsn {
+				c.results[seq] = r
+				c.last = max(c.last, seq)
+			}
+		}
+		if len(s.pending) == 0 {
+			c.last = s.last
+		}
+		ck.sessions[id] = c
+	}
+	j.adoptMu.Lock()
+	ck.nextID = j.idLimit
+	j.adoptMu.Unlock()
+	j.tree.mu.RLock()
+	for _, n := range j.tree.nodes {
+		c := *n
+		c.names, c.graves = slices.Clone(n.names), slices.Clone(n.graves)
+		ck.nodes = append(ck.nodes, &c)
+	}
+	j.tree.mu.RUnlock()
+	return ck
+}
+
+const (
+	checkpointName    = "checkpoint"
+	checkpointTemp    = "checkpoint.new"
+	checkpointMagic   = "CAGECKP\n"
+	checkpointVersion = 1
+)
+
+// writeCheckpoint replaces the checkpoint file: new name, sync, rename, sync.
+func (j *Journal) writeCheckpoint(ck *checkpointData) error {
+	st, err := j.opts.FS.StatFS()
+	if err != nil {
+		return err
+	}
+	self, err := j.tree.cage.StatSelf()
+	if err != nil {
+		return err
+	}
+	ck.fs, ck.cage = st.ID, self.Ident
+	if err := j.tree.cage.Remove(checkpointTemp); err != nil && !errors.Is(err, syscall.ENOENT) {
+		return err
+	}
+	f, err := j.tree.cage.Create(checkpointTemp, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(encodeCheckpoint(ck), 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = j.tree.cage.Rename(checkpointTemp, j.tree.cage, checkpointName, 0)
+	}
+	if err == nil {
+		err = j.tree.cage.Sync()
+	}
+	if err != nil {
+		return status.Wrap(err, "write", "checkpoint")
+	}
+	return nil
+}
+
+func encodeCheckpoint(ck *checkpointData) []byte {
+	b := []byte(checkpointMagic)
+	num := func(vs ...uint64) {
+		for _, v := range vs {
+			b = binary.AppendUvarint(b, v)
+		}
+	}
+	str := func(s string) {
+		num(uint64(len(s)))
+		b = append(b, s...)
+	}
+	num(checkpointVersion, uint64(ck.lsn), uint64(ck.boot), bit(ck.clean), ck.fs, ck.cage.Ino, uint64(ck.cage.Btime), uint64(ck.nextID))
+	num(uint64(len(ck.clients)))
+	for n, name := range ck.clients {
+		num(uint64(n))
+		str(name)
+	}
+	num(uint64(len(ck.sessions)))
+	for id, s := range ck.sessions {
+		num(uint64(id), uint64(s.client), uint64(s.last), uint64(len(s.results)))
+		str(s.key)
+		for seq, r := range s.results {
+			num(uint64(seq), uint64(r.code), uint64(r.lsn), uint64(r.id))
+		}
+	}
+	num(uint64(len(ck.nodes)))
+	for _, n := range ck.nodes {
+		num(uint64(n.id), n.ident.Ino, uint64(n.ident.Btime), uint64(n.typ), uint64(n.change), uint64(n.ctime), uint64(len(n.names)))
+		for _, p := range n.names {
+			num(uint64(p.dir))
+			str(p.name)
+		}
+		num(uint64(len(n.graves)))
+		for _, g := range n.graves {
+			num(uint64(g))
+		}
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+func bit(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// loadCheckpoint reads the checkpoint and fills the table, sessions and clients
+// from it. A journal without one is new, or was cut before its first.
+func (j *Journal) loadCheckpoint() (*checkpointData, error) {
+	f, err := j.tree.cage.Open(checkpointName, false)
+	if errors.Is(err, syscall.ENOENT) {
+		return &checkpointData{nextID: proto.RootID + 1}, nil
+	}
+	if err != nil {
+		return nil, status.Wrap(err, "open", "checkpoint")
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, info.Size)
+	if n, err := f.ReadAt(b, 0); n != len(b) && err != nil && err != io.EOF {
+		return nil, status.Wrap(err, "read", "checkpoint")
+	}
+	ck, err := decodeCheckpoint(b)
+	if err != nil {
+		return nil, status.Wrap(err, "read", "checkpoint")
+	}
+	return ck, j.checkHome(ck)
+}
+
+// checkHome refuses a journal that was copied: its table names inodes of another tree.
+func (j *Journal) checkHome(ck *checkpointData) error {
+	self, err := j.tree.cage.StatSelf()
+	if err != nil {
+		return err
+	}
+	st, err := j.opts.FS.StatFS()
+	if err != nil {
+		return err
+	}
+	if self.Ident != ck.cage || st.ID != ck.fs {
+		return status.Newf(status.Conflict, "open journal", DirName, "this journal was copied from another place; move %s away to begin a new one", DirName)
+	}
+	return nil
+}
+
+func decodeCheckpoint(b []byte) (*checkpointData, error) {
+	damaged := status.New(status.Damaged, "", "")
+	if len(b) < len(checkpointMagic)+4 || string(b[:len(checkpointMagic)]) != checkpointMagic {
+		return nil, damaged
+	}
+	body := b[:len(b)-4]
+	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
+		return nil, damaged
+	}
+	d := checkpointDecoder{b: body[len(checkpointMagic):]}
+	if v := d.num(); v != checkpointVersion {
+		return nil, status.Newf(status.Version, "", "", "it is of version %d, this program reads %d", v, checkpointVersion)
+	}
+	ck := &checkpointData{lsn: proto.LSN(d.num()), boot: uint32(d.num()), clean: d.num() == 1, fs: d.num(),
+		cage: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, nextID: proto.FileID(d.num()),
+		clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}}
+	for range d.count() {
+		n := uint32(d.num())
+		ck.clients[n] = d.str()
+	}
+	for range d.count() {
+		id := proto.SessionID(d.num())
+		s := newSession(uint32(d.num()), "")
+		s.last = proto.Seq(d.num())
+		results := d.count()
+		s.key = d.str()
+		for range results {
+			seq := proto.Seq(d.num())
+			s.results[seq] = result{status.Code(d.num()), proto.LSN(d.num()), proto.FileID(d.num())}
+		}
+		ck.sessions[id] = s
+	}
+	for range d.count() {
+		n := &node{id: proto.FileID(d.num()), ident: vfs.Ident{Ino: d.num(), Btime: int64(d.num())},
+			typ: uint32(d.num()), change: proto.LSN(d.num()), ctime: int64(d.num())}
+		for range d.count() {
+			dir := proto.FileID(d.num())
+			n.names = append(n.names, place{dir, d.str()})
+		}
+		for range d.count() {
+			n.graves = append(n.graves, proto.LSN(d.num()))
+		}
+		ck.nodes = append(ck.nodes, n)
+	}
+	if d.failed || len(d.b) > 0 {
+		return nil, damaged
+	}
+	return ck, nil
+}
+
+// checkpointDecoder fails once and stays failed.
+type checkpointDecoder struct {
+	b      []byte
+	failed bool
+}
+
+func (d *checkpointDecoder) num() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.failed, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+// count is a number of things of at least a byte each.
+func (d *checkpointDecoder) count() uint64 {
+	v := d.num()
+	if v > uint64(len(d.b)) {
+		d.failed, d.b = true, nil
+		return 0
+	}
+	return v
+}
+
+func (d *checkpointDecoder) str() string {
+	n := d.count()
+	s := strings.Clone(string(d.b[:n]))
+	d.b = d.b[n:]
+	return s
+}

@@ -1,0 +1,196 @@
+package journal
+
+import (
+	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// maxResults bounds the results that a session keeps for repetitions; a client
+// has fewer operations on their way.
+const maxResults = 8192
+
+// session is what the journal knows of a client's session: the results of its
+// operations, so that each is applied once. Guarded by planMu.
+type session struct {
+	client  uint32
+	key     string
+	last    proto.Seq // newest operation that is recorded
+	results map[proto.Seq]result
+	pending map[proto.Seq]*Ticket
+}
+
+// result is what a repeated operation is answered with.
+type result struct {
+	code status.Code
+	lsn  proto.LSN
+	id   proto.FileID
+}
+
+func newSession(client uint32, key string) *session {
+	return &session{client: client, key: key, results: map[proto.Seq]result{}, pending: map[proto.Seq]*Ticket{}}
+}
+
+// repeatedLocked answers an operation that was submitted before.
+func (j *Journal) repeatedLocked(s *Submission) (*Ticket, bool, error) {
+	if s.Session == 0 {
+		return nil, false, nil
+	}
+	ses := j.sessions[s.Session]
+	if ses == nil {
+		return nil, false, status.New(status.LostSession, "", "")
+	}
+	for seq := range ses.results {
+		if seq <= s.Acked {
+			delete(ses.results, seq)
+		}
+	}
+	if t := ses.pending[s.Seq]; t != nil {
+		return t, true, nil
+	}
+	if r, ok := ses.results[s.Seq]; ok {
+		if r.code != status.OK {
+			return answered(proto.Result{LSN: r.lsn}, status.New(r.code, "", "")), true, nil
+		}
+		res := proto.Result{LSN: r.lsn, ID: r.id}
+		if a, err := j.attr(r.id); err == nil {
+			res.Attr = a
+		}
+		return answered(res, nil), true, nil
+	}
+	if len(ses.results) >= maxResults {
+		return nil, false, status.Newf(status.Invalid, "", "session", "more than %d results not acknowledged", maxResults)
+	}
+	return nil, false, nil
+}
+
+// sessionPending notes a queued change. The caller holds planMu.
+func (j *Journal) sessionPending(p *pending) {
+	if ses := j.sessions[p.sub.Session]; ses != nil {
+		ses.pending[p.sub.Seq] = p.Ticket
+		ses.last = max(ses.last, p.sub.Seq)
+	}
+}
+
+// sessionDone keeps a result. The caller holds planMu.
+func (j *Journal) sessionDone(p *pending) {
+	ses := j.sessions[p.sub.Session]
+	if ses == nil {
+		return
+	}
+	delete(ses.pending, p.sub.Seq)
+	ses.results[p.sub.Seq] = result{code: status.Of(p.err), lsn: p.last().LSN, id: p.id}
+}
+
+// sessionReplay does the same from a record of the log.
+func (j *Journal) sessionReplay(r *record.Record) {
+	switch r.Kind {
+	case record.Session:
+		if r.Count == 1 {
+			j.sessions[r.Session] = newSession(r.Client, string(r.Value))
+		} else {
+			delete(j.sessions, r.Session)
+		}
+		return
+	case record.Adopt, record.Local:
+		return
+	}
+	ses := j.sessions[r.Session]
+	if ses == nil || r.Seq == 0 {
+		return
+	}
+	res := result{lsn: r.LSN, id: r.ID}
+	switch r.Kind {
+	case record.Result, record.Cancel:
+		res.code, res.id = status.Code(r.Status), 0
+	}
+	ses.last = max(ses.last, r.Seq)
+	ses.results[r.Seq] = res
+}
+
+func (j *Journal) openSession(id proto.SessionID, client uint32, key string) error {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	if err := j.usable(); err != nil {
+		return err
+	}
+	r := &record.Record{Kind: record.Session, Session: id, Client: client, Count: 1, Value: []byte(key)}
+	if err := j.log.Append(r); err != nil {
+		return err
+	}
+	j.sessions[id] = newSession(client, key)
+	j.kick()
+	return nil
+}
+
+func (j *Journal) resumeSession(id proto.SessionID, key string) (proto.Seq, error) {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	ses := j.sessions[id]
+	if ses == nil || ses.key != key {
+		return 0, status.New(status.LostSession, "", "")
+	}
+	return ses.last, nil
+}
+
+func (j *Journal) closeSession(id proto.SessionID) error {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	if j.sessions[id] == nil {
+		return nil
+	}
+	delete(j.sessions, id)
+	if err := j.usable(); err != nil {
+		return nil // a session nobody can use any more need not be recorded as closed
+	}
+	r := &record.Record{Kind: record.Session, Session: id}
+	if err := j.log.Append(r); err != nil {
+		return err
+	}
+	j.kick()
+	return nil
+}
+
+// Sessions lists the sessions that the journal keeps, so that the server can
+// end those that nobody resumed.
+func (j *Journal) Sessions() []proto.SessionID {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	out := make([]proto.SessionID, 0, len(j.sessions))
+	for id := range j.sessions {
+		out = append(out, id)
+	}
+	return out
+}
+
+func (j *Journal) client(name string) (uint32, error) {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	if n, ok := j.clientNo[name]; ok {
+		return n, nil
+	}
+	if err := j.usable(); err != nil {
+		return 0, err
+	}
+	n := uint32(len(j.clients) + 1)
+	r := &record.Record{Kind: record.Client, Count: uint64(n), Name: name}
+	if err := j.log.Append(r); err != nil {
+		return 0, err
+	}
+	j.setClient(n, name)
+	j.kick()
+	return n, nil
+}
+
+// setClient enters a client into the dictionary. The caller holds planMu.
+func (j *Journal) setClient(n uint32, name string) {
+	j.clients[n] = name
+	j.clientNo[name] = n
+}
+
+// ClientName returns the name of a client number, "" for the server itself.
+func (j *Journal) ClientName(n uint32) string {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	return j.clients[n]
+}

@@ -1,0 +1,269 @@
+package journal
+
+import (
+	"slices"
+	"sync"
+
+	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// place is a name in a directory.
+type place struct {
+	dir  proto.FileID
+	name string
+}
+
+// node is what the journal knows of a file: its inode and where it hangs.
+// Guarded by table.mu.
+type node struct {
+	id     proto.FileID
+	ident  vfs.Ident
+	typ    uint32                  // S_IF*
+	names  []place                 // in the tree; more than one: hard links
+	graves []proto.LSN             // graves that hold this inode, ascending
+	change proto.LSN               // newest change of the file or of its entries
+	ctime  int64                   // inode's ctime after that change; 0: not looked at yet
+	kids   map[string]proto.FileID // directories: the entries that have numbers
+}
+
+// table is the truth about fid ↔ (inode, parent, name). A file that nobody
+// asked for yet is not in it; it is adopted when it is first seen.
+type table struct {
+	mu    sync.RWMutex
+	nodes map[proto.FileID]*node
+	byIno map[uint64]proto.FileID
+}
+
+func newTable() *table {
+	return &table{nodes: map[proto.FileID]*node{}, byIno: map[uint64]proto.FileID{}}
+}
+
+// get returns a copy of a node without its kids.
+func (t *table) get(id proto.FileID) (node, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.nodes[id]
+	if n == nil {
+		return node{}, false
+	}
+	c := *n
+	c.kids = nil
+	c.names = slices.Clone(n.names)
+	c.graves = slices.Clone(n.graves)
+	return c, true
+}
+
+// find returns the number of the inode seen under a name, if it has one, and
+// corrects names that a local process has moved.
+func (t *table) find(at place, ident vfs.Ident) (proto.FileID, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	dir := t.nodes[at.dir]
+	if dir == nil {
+		return 0, false
+	}
+	if id, ok := dir.kids[at.name]; ok {
+		if n := t.nodes[id]; n != nil && n.ident == ident {
+			return id, true
+		}
+		t.unnameLocked(id, at)
+	}
+	id, ok := t.byIno[ident.Ino]
+	if !ok {
+		return 0, false
+	}
+	n := t.nodes[id]
+	if n == nil || n.ident != ident {
+		return 0, false
+	}
+	if n.typ == proto.ModeDir { // a directory has one name: it was moved
+		for _, p := range slices.Clone(n.names) {
+			t.unnameLocked(id, p)
+		}
+	}
+	t.nameLocked(n, at)
+	return id, true
+}
+
+func (t *table) putLocked(n *node) {
+	t.nodes[n.id] = n
+	t.byIno[n.ident.Ino] = n.id
+}
+
+func (t *table) nameLocked(n *node, at place) {
+	dir := t.nodes[at.dir]
+	if dir == nil {
+		return
+	}
+	if old, ok := dir.kids[at.name]; ok && old != n.id {
+		t.unnameLocked(old, at)
+	}
+	if dir.kids == nil {
+		dir.kids = map[string]proto.FileID{}
+	}
+	dir.kids[at.name] = n.id
+	if !slices.Contains(n.names, at) {
+		n.names = append(n.names, at)
+	}
+}
+
+func (t *table) unnameLocked(id proto.FileID, at place) {
+	if dir := t.nodes[at.dir]; dir != nil && dir.kids[at.name] == id {
+		delete(dir.kids, at.name)
+	}
+	if n := t.nodes[id]; n != nil {
+		n.names = slices.DeleteFunc(n.names, func(p place) bool { return p == at })
+	}
+}
+
+// unname forgets a name that turned out not to lead to the file any more.
+func (t *table) unname(id proto.FileID, at place) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unnameLocked(id, at)
+}
+
+// seen notes the state of a file after its change lsn was applied.
+func (t *table) seen(id proto.FileID, ctime int64, lsn proto.LSN) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[id]; n != nil {
+		n.ctime = ctime
+		n.change = max(n.change, lsn)
+	}
+}
+
+// path returns a path of a file through names the table knows, "" for the root.
+func (t *table) path(id proto.FileID) (string, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	p := ""
+	for depth := 0; id != proto.RootID; depth++ {
+		n := t.nodes[id]
+		if n == nil || len(n.names) == 0 || depth > len(t.nodes) {
+			return "", false
+		}
+		if p == "" {
+			p = n.names[0].name
+		} else {
+			p = n.names[0].name + "/" + p
+		}
+		id = n.names[0].dir
+	}
+	return p, true
+}
+
+// within reports whether id is dir itself or hangs below it.
+func (t *table) within(id, dir proto.FileID) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for range len(t.nodes) + 1 {
+		if id == dir {
+			return true
+		}
+		n := t.nodes[id]
+		if n == nil || len(n.names) == 0 {
+			return false
+		}
+		id = n.names[0].dir
+	}
+	return false
+}
+
+// apply makes the table say what the tree says after a record. Recovery and
+// the live way share it: the table after a replay is the table before the crash.
+func (t *table) apply(r *record.Record) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodes[r.ID]
+	at := place{r.Dir, r.Name}
+	switch r.Kind {
+	case record.Adopt, record.Make:
+		if n != nil { // a checkpoint has it already
+			t.nameLocked(n, at)
+			break
+		}
+		n = &node{id: r.ID, ident: vfs.Ident(r.Inode), typ: r.New.Mode & proto.ModeType}
+		t.putLocked(n)
+		t.nameLocked(n, at)
+	case record.Link:
+		if n != nil {
+			t.nameLocked(n, at)
+		}
+	case record.Remove:
+		if n != nil {
+			t.unnameLocked(r.ID, at)
+			n.graves = append(n.graves, r.LSN)
+		}
+	case record.Restore:
+		if n != nil {
+			n.graves = slices.DeleteFunc(n.graves, func(g proto.LSN) bool { return g == r.Grave })
+			t.nameLocked(n, at)
+		}
+	case record.Rename:
+		t.renameLocked(r)
+	}
+	if r.Kind == record.Adopt {
+		return
+	}
+	for _, id := range []proto.FileID{r.ID, r.Dir, r.NewDir, r.Victim} {
+		if n := t.nodes[id]; n != nil {
+			n.change = max(n.change, r.LSN)
+		}
+	}
+}
+
+func (t *table) renameLocked(r *record.Record) {
+	n := t.nodes[r.ID]
+	if n == nil {
+		return
+	}
+	from, to := place{r.Dir, r.Name}, place{r.NewDir, r.NewName}
+	v := t.nodes[r.Victim]
+	t.unnameLocked(r.ID, from)
+	if v != nil {
+		t.unnameLocked(v.id, to)
+	}
+	t.nameLocked(n, to)
+	switch {
+	case v == nil:
+	case r.Flag&record.FlagExchange != 0:
+		t.nameLocked(v, from)
+	default:
+		v.graves = append(v.graves, r.LSN)
+	}
+}
+
+// dropGrave forgets a grave that history gave up, and the file with its last one.
+func (t *table) dropGrave(id proto.FileID, lsn proto.LSN) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodes[id]
+	if n == nil {
+		return
+	}
+	n.graves = slices.DeleteFunc(n.graves, func(g proto.LSN) bool { return g == lsn })
+	if len(n.graves) == 0 && len(n.names) == 0 {
+		t.forgetLocked(n)
+	}
+}
+
+func (t *table) forgetLocked(n *node) {
+	for _, kid := range n.kids {
+		if k := t.nodes[kid]; k != nil {
+			k.names = slices.DeleteFunc(k.names, func(p place) bool { return p.dir == n.id })
+			if len(k.names) == 0 && len(k.graves) == 0 {
+				t.forgetLocked(k)
+			}
+		}
+	}
+	delete(t.nodes, n.id)
+	if t.byIno[n.ident.Ino] == n.id {
+		delete(t.byIno, n.ident.Ino)
+	}
+}
+
+func stale(id proto.FileID) error { return status.New(status.Stale, "", id.String()) }
