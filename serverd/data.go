@@ -1,0 +1,115 @@
+package serverd
+
+import (
+	"errors"
+	"io"
+	"math"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// Requests about open files and their bytes.
+
+func open(c *call, m *wire.OpenReq) (wire.Message, error) {
+	if m.Flags&^(wire.OpenRead|wire.OpenWrite) != 0 {
+		return nil, status.Invalid
+	}
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	a, err := v.Attr(m.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.mayOpen(m.At, &a, c.who(m.Ident), m.Flags); err != nil {
+		return nil, err
+	}
+	if m.At != 0 {
+		// The past needs no hold and grants nothing in the present; the open is
+		// counted, for its release will be.
+		if err := c.sess.open(m.ID, 0, 0); err != nil {
+			return nil, err
+		}
+		return &wire.AttrRep{Attr: a}, nil
+	}
+	if err := c.exp.Journal.Hold(m.ID); err != nil {
+		return nil, err
+	}
+	if err := c.sess.open(m.ID, m.Flags, 1); err != nil {
+		c.exp.Journal.Unhold(m.ID, 1)
+		return nil, err
+	}
+	return &wire.AttrRep{Attr: a}, nil
+}
+
+func release(c *call, m *wire.ReleaseReq) (wire.Message, error) {
+	c.sess.release(m.ID, m.N)
+	return &wire.Empty{}, nil
+}
+
+// readTries is how often a read is begun again because the file shrank meanwhile.
+const readTries = 3
+
+// read answers with bytes, and with size and change number from before they
+// were read: a page that is newer than its number is fetched again once too
+// often, one that is older than its number would be stale for ever.
+func read(c *call, m *wire.ReadReq) (wire.Message, error) {
+	if m.Off > math.MaxInt64-proto.MaxIO {
+		return nil, status.Invalid
+	}
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	who := c.who(m.Ident)
+	var buf []byte
+	for range readTries {
+		a, err := v.Attr(m.ID)
+		if err != nil {
+			return nil, err
+		}
+		if !a.IsRegular() {
+			if a.IsDir() {
+				return nil, status.IsDir
+			}
+			return nil, status.Invalid
+		}
+		if err := c.mayRead(m.At, &a, who); err != nil {
+			return nil, err
+		}
+		want := wantedOf(m, a.Size)
+		if uint64(cap(buf)) < want {
+			buf = make([]byte, want)
+		}
+		n, err := readFull(v, m, buf[:want])
+		if err != nil {
+			return nil, err
+		}
+		if uint64(n) == want {
+			return &wire.ReadRep{Change: a.Change, Size: a.Size, Data: buf[:n]}, nil
+		}
+	}
+	return nil, status.Newf(status.Again, "read", m.ID.String(), "the file is being cut again and again")
+}
+
+// wantedOf is how many of the bytes that are asked for a file of that size has.
+func wantedOf(m *wire.ReadReq, size uint64) uint64 {
+	if m.Off >= size {
+		return 0
+	}
+	return min(uint64(m.Len), proto.MaxIO, size-m.Off)
+}
+
+func readFull(v view, m *wire.ReadReq, buf []byte) (int, error) {
+	if len(buf) == 0 {
+		return 0, nil
+	}
+	n, err := v.ReadAt(m.ID, buf, int64(m.Off))
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
+}

@@ -1,0 +1,211 @@
+package serverd
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"slices"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// call is a request that reads, while it is being answered.
+type call struct {
+	ctx  context.Context
+	c    *conn
+	sess *session
+	exp  *export
+}
+
+// handler answers one kind of request.
+type handler func(*call, wire.Message) (wire.Message, error)
+
+// answerWith makes a handler of a function for one type of request.
+func answerWith[T any, P interface {
+	*T
+	wire.Message
+}](f func(*call, P) (wire.Message, error)) handler {
+	return func(c *call, m wire.Message) (wire.Message, error) { return f(c, m.(P)) }
+}
+
+// handlers are those of the requests that need a session and change nothing.
+var handlers = map[wire.Opcode]handler{
+	wire.OpLookup:    answerWith(lookup),
+	wire.OpGetAttr:   answerWith(getAttr),
+	wire.OpReadDir:   answerWith(readDir),
+	wire.OpReadlink:  answerWith(readlink),
+	wire.OpResolve:   answerWith(resolve),
+	wire.OpStatFS:    answerWith(statFS),
+	wire.OpRead:      answerWith(read),
+	wire.OpOpen:      answerWith(open),
+	wire.OpRelease:   answerWith(release),
+	wire.OpGetXattr:  answerWith(getXattr),
+	wire.OpListXattr: answerWith(listXattr),
+	wire.OpLog:       answerWith(history),
+	wire.OpMoment:    answerWith(moment),
+	wire.OpVerify:    answerWith(verify),
+	wire.OpUsage:     answerWith(usage),
+}
+
+// readLoop takes requests until the connection ends, and says why it did.
+func (c *conn) readLoop() error {
+	for {
+		h, payload, err := wire.ReadFrame(c.br, wire.MaxFrame, nil)
+		if err != nil {
+			if status.Of(err) == status.BadFrame {
+				c.log.Warn().Err(err).Msg("connection dropped")
+			}
+			return err
+		}
+		if h.Flags != 0 {
+			return c.violation(h, status.Newf(status.BadFrame, "read frame", h.Op.String(), "not a request"))
+		}
+		if err := c.dispatch(h, payload); err != nil {
+			return err
+		}
+	}
+}
+
+// violation answers a request that breaks the protocol, and is the reason why
+// the connection ends.
+func (c *conn) violation(h wire.Header, err error) error {
+	c.log.Warn().Err(err).Msg("connection dropped")
+	c.refuse(h, wire.FromError(err), nil, 0)
+	return err
+}
+
+// dispatch passes a request on to where it is handled. An error ends the connection.
+func (c *conn) dispatch(h wire.Header, payload []byte) error {
+	m, err := wire.DecodeRequest(h.Op, payload)
+	switch {
+	case err != nil:
+		return c.answerNow(h, nil, err)
+	case c.isData && !wire.Table[h.Op].Data, h.Op == wire.OpHello, h.Op == wire.OpAttach:
+		return c.violation(h, status.Newf(status.BadFrame, "request", h.Op.String(), "not on this connection"))
+	}
+	if r, ok := m.(*wire.ChangeReq); ok {
+		return c.enqueue(h, r, int64(len(payload)))
+	}
+	switch h.Op {
+	case wire.OpPing:
+		return c.answerNow(h, &wire.Empty{}, nil)
+	case wire.OpExports:
+		return c.answerNow(h, c.listExports(), nil)
+	case wire.OpBye:
+		c.bye = h
+		return errBye
+	}
+	if c.sess == nil {
+		return c.answerNow(h, nil, errNoExport)
+	}
+	return c.start(h, m)
+}
+
+// errNoExport answers requests on a connection that was opened to list exports.
+var errNoExport = status.Newf(status.UnknownExport, "request", "", "the connection is not for an export")
+
+// answerNow answers in the reader.
+func (c *conn) answerNow(h wire.Header, m wire.Message, err error) error {
+	if gerr := c.reads.enter(c.ctx, smallCost); gerr != nil {
+		return gerr
+	}
+	c.settleRead(h, m, err, smallCost)
+	return nil
+}
+
+// start answers in a goroutine of its own.
+func (c *conn) start(h wire.Header, m wire.Message) error {
+	cost := costOf(m)
+	if err := c.reads.enter(c.ctx, cost); err != nil {
+		return err
+	}
+	c.handlers.Go(func() {
+		rep, err := c.handleRead(h.Op, m)
+		c.settleRead(h, rep, err, cost)
+	})
+	return nil
+}
+
+// handleRead calls the handler; a panic in it is an answer too.
+func (c *conn) handleRead(op wire.Opcode, m wire.Message) (rep wire.Message, err error) {
+	defer c.recovered(op, &err)
+	f := handlers[op]
+	if f == nil {
+		return nil, status.New(status.Unsupported, "request", op.String())
+	}
+	return f(&call{ctx: c.ctx, c: c, sess: c.sess, exp: c.sess.exp}, m)
+}
+
+// recovered, deferred, turns a panic into status.Internal and a line in the log.
+func (c *conn) recovered(op wire.Opcode, err *error) {
+	if p := recover(); p != nil {
+		c.log.Error().Str("request", op.String()).Str("panic", fmt.Sprint(p)).Bytes("stack", debug.Stack()).Msg("request failed")
+		*err = status.Newf(status.Internal, op.String(), "", "a fault in the server, see its log")
+	}
+}
+
+func (c *conn) settleRead(h wire.Header, m wire.Message, err error, cost int64) {
+	if err != nil {
+		c.noteFault(h.Op, err)
+		c.refuse(h, wire.FromError(err), c.reads, cost)
+		return
+	}
+	c.reply(h, m, c.reads, cost)
+}
+
+// noteFault logs errors that are no answers to what was asked, but faults.
+func (c *conn) noteFault(op wire.Opcode, err error) {
+	switch status.Of(err) {
+	case status.Internal, status.IO, status.Damaged:
+		c.log.Error().Str("request", op.String()).Err(err).Msg("request failed")
+	}
+}
+
+// What answers may take of memory, about.
+const (
+	smallCost = 4 << 10
+	listCost  = 512 << 10
+)
+
+func costOf(m wire.Message) int64 {
+	switch m := m.(type) {
+	case *wire.ReadReq:
+		return smallCost + int64(m.Len)
+	case *wire.ReadDirReq, *wire.LogReq, *wire.VerifyReq:
+		return listCost
+	case *wire.XattrReq, *wire.IDReq:
+		return smallCost + proto.MaxXattr
+	}
+	return smallCost
+}
+
+// listExports names the exports that the client may see.
+func (c *conn) listExports() *wire.ExportsRep {
+	rep := &wire.ExportsRep{}
+	for name := range c.srv.exports {
+		if maySee(&c.key, name) {
+			rep.Names = append(rep.Names, name)
+		}
+	}
+	slices.Sort(rep.Names)
+	return rep
+}
+
+// readOnly reports whether the session may change anything.
+func (c *call) readOnly() bool { return c.c.readOnly }
+
+// who is on whose behalf a request is made.
+func (c *call) who(claimed proto.Ident) *proto.Ident {
+	who := c.c.ident.of(claimed)
+	return &who
+}
+
+// view is the state in which a request reads.
+func (c *call) view(at proto.LSN) (view, error) {
+	if at == 0 {
+		return c.exp.Journal, nil
+	}
+	return c.exp.past.at(c.exp.Journal, at)
+}

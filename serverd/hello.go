@@ -1,0 +1,225 @@
+package serverd
+
+import (
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"cagefs.dev/cage/journal"
+	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// handle is the life of a connection: TLS, preamble and hello under one
+// deadline, then its requests.
+func (s *Server) handle(raw net.Conn) {
+	c := newConn(s, raw)
+	defer func() {
+		c.abort(io.EOF)
+		s.gone(raw, c)
+	}()
+	raw.SetDeadline(time.Now().Add(s.o.Handshake))
+	head, first, err := c.greet()
+	if err != nil {
+		c.log.Warn().Err(err).Msg("connection refused")
+		return
+	}
+	if !s.known(raw, c) {
+		return
+	}
+	rep, err := c.admit(head.Op, first)
+	raw.SetDeadline(time.Now().Add(s.o.Stall))
+	if err != nil {
+		c.log.Warn().Err(err).Msg("client refused")
+		c.tls.Write(wire.AppendError(nil, head, wire.FromError(err)))
+		c.shut()
+		return
+	}
+	if _, err := c.tls.Write(wire.AppendFrame(nil, head.Reply(), rep)); err != nil {
+		c.retreat()
+		return
+	}
+	raw.SetDeadline(time.Time{})
+	c.greeted = true
+	c.serve()
+}
+
+// greet makes sure that the other end has an admitted key and speaks Cage, and
+// reads its first request.
+func (c *conn) greet() (wire.Header, wire.Message, error) {
+	if err := c.tls.HandshakeContext(c.ctx); err != nil {
+		return wire.Header{}, nil, err
+	}
+	fp, err := auth.PeerOf(c.tls.ConnectionState())
+	if err != nil {
+		return wire.Header{}, nil, err
+	}
+	key, ok := c.srv.o.State.Client(fp)
+	if !ok {
+		return wire.Header{}, nil, status.Newf(status.WrongKey, "connect", "", "key %s is not admitted", fp)
+	}
+	c.key = key
+	c.log = c.log.With().Str("key", key.Name).Logger()
+	if _, err := wire.Welcome(struct {
+		io.Reader
+		io.Writer
+	}{c.br, c.tls}); err != nil {
+		return wire.Header{}, nil, err
+	}
+	h, payload, err := wire.ReadFrame(c.br, wire.MaxFrame, nil)
+	if err != nil {
+		return wire.Header{}, nil, err
+	}
+	if h.Flags != 0 || h.Op != wire.OpHello && h.Op != wire.OpAttach {
+		return wire.Header{}, nil, status.Newf(status.BadFrame, "connect", "", "%s before hello", h.Op)
+	}
+	m, err := wire.DecodeRequest(h.Op, payload)
+	return h, m, err
+}
+
+// admit answers the first request.
+func (c *conn) admit(op wire.Opcode, first wire.Message) (rep wire.Message, err error) {
+	defer c.recovered(op, &err)
+	switch m := first.(type) {
+	case *wire.HelloReq:
+		return c.hello(m)
+	case *wire.AttachReq:
+		return c.attach(m)
+	}
+	panic("serverd: greet let something else through")
+}
+
+// hello opens or resumes a session.
+func (c *conn) hello(m *wire.HelloReq) (wire.Message, error) {
+	s := c.srv
+	if err := wire.CheckVersions(wire.Version, m.Version); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.ident, err = identify(c.key, s.users); err != nil {
+		return nil, err
+	}
+	rep := &wire.HelloRep{
+		Version: wire.Version, Software: s.o.Software, DataPorts: uint16(s.o.DataPorts), Trusted: c.ident.trusted,
+	}
+	if m.Export == "" {
+		return rep, nil
+	}
+	exp := s.exports[m.Export]
+	if exp == nil || !maySee(&c.key, m.Export) {
+		return nil, status.New(status.UnknownExport, "mount", m.Export)
+	}
+	c.readOnly = m.ReadOnly || c.key.ReadOnly || exp.ReadOnly
+	rep.ReadOnly, rep.Boot = c.readOnly, exp.Journal.Boot()
+	if err := c.join(m, exp, rep); err != nil {
+		return nil, err
+	}
+	c.log = c.log.With().Str("session", sessionText(c.sess.id)).Str("export", exp.Name).Logger()
+	c.log.Info().Str("client", c.sess.name).Str("software", m.Software).Uint32("uid", c.ident.who.UID).
+		Bool("trusted", c.ident.trusted).Bool("read_only", c.readOnly).Bool("resumed", rep.Resumed).
+		Uint64("applied", uint64(rep.Applied)).Int("opens", len(m.Opens)).Msg("session on line")
+	return rep, nil
+}
+
+// join gives the connection its session, the one that the client wants to go on
+// with if that exists, and the session its open files.
+func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err error) {
+	var sess *session
+	var applied proto.Seq
+	name := clientName(&c.key, m.Client)
+	if m.Session != 0 {
+		if sess, applied, err = c.srv.takeOver(m.Session, exp, &c.key, name); err != nil {
+			return err
+		}
+	}
+	rep.Resumed = sess != nil
+	if sess == nil {
+		if sess, err = c.srv.create(exp, &c.key, name); err != nil {
+			return err
+		}
+	}
+	defer sess.attach.Unlock()
+	c.sess = sess
+	// What the client has an answer to was applied, failed on record, or was
+	// refused without a record.
+	c.next = applied + 1
+	if rep.Resumed {
+		c.next = max(c.next, m.NextSeq)
+	}
+	rep.Session, rep.Applied = sess.id, applied
+	exp.Feed.subscribe(c.out, sess.id)
+	sess.replaceOpens(m.Opens, c.grant)
+	if rep.Root, err = exp.Journal.Attr(proto.RootID); err != nil {
+		exp.Feed.unsubscribe(c.out)
+		return err
+	}
+	sess.setMain(c)
+	return nil
+}
+
+// attach makes this a data connection of a session of the same key.
+func (c *conn) attach(m *wire.AttachReq) (wire.Message, error) {
+	if err := wire.CheckVersions(wire.Version, m.Version); err != nil {
+		return nil, err
+	}
+	sess := c.srv.lookupSession(m.Session)
+	if sess == nil || sess.key.Fingerprint != c.key.Fingerprint {
+		return nil, status.New(status.LostSession, "attach", sessionText(m.Session))
+	}
+	main, err := sess.join(c)
+	if err != nil {
+		return nil, err
+	}
+	c.isData, c.sess, c.ident, c.readOnly = true, sess, main.ident, main.readOnly
+	return &wire.Empty{}, nil
+}
+
+// retreat undoes admit where its answer could not be sent.
+func (c *conn) retreat() {
+	if c.sess == nil {
+		return
+	}
+	if !c.isData {
+		c.sess.exp.Feed.unsubscribe(c.out)
+	}
+	c.sess.leave(c)
+}
+
+// grant says what an open of a resumed session allows that this run of the
+// server has not seen: a trusted client says itself who its users are; for
+// others the one user as whom they act is asked again.
+func (c *conn) grant(a *proto.Attr) (flags uint32) {
+	if c.ident.trusted || c.ident.who.UID == a.UID {
+		return wire.OpenRead | wire.OpenWrite
+	}
+	if journal.Access(a, &c.ident.who, journal.MayRead) == nil {
+		flags |= wire.OpenRead
+	}
+	if journal.Access(a, &c.ident.who, journal.MayWrite) == nil {
+		flags |= wire.OpenWrite
+	}
+	return flags
+}
+
+// maySee reports whether a client may mount an export, or learn that it exists.
+func maySee(k *auth.ClientKey, export string) bool {
+	return len(k.Exports) == 0 || slices.Contains(k.Exports, export)
+}
+
+// clientName is what the journal calls a client: the name under which it was
+// invited, or, of a user of this machine, the host name that it gives.
+func clientName(k *auth.ClientKey, said string) string {
+	if k.LocalUID == nil || said == "" {
+		return k.Name
+	}
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r == 0x7f || r == 0xfffd {
+			return '_'
+		}
+		return r
+	}, said)
+}

@@ -1,0 +1,143 @@
+package serverd
+
+import (
+	"strings"
+
+	"cagefs.dev/cage/journal"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// Requests about names and attributes.
+
+func lookup(c *call, m *wire.LookupReq) (wire.Message, error) {
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := v.Attr(m.Dir)
+	if err != nil {
+		return nil, err
+	}
+	a, err := c.step(v, m.At, &dir, m.Name, c.who(m.Ident))
+	if err != nil {
+		return nil, err
+	}
+	return &wire.AttrRep{Attr: a}, nil
+}
+
+// step looks a name up in a directory that the identity may search.
+func (c *call) step(v view, at proto.LSN, dir *proto.Attr, name string, who *proto.Ident) (proto.Attr, error) {
+	if !dir.IsDir() {
+		return proto.Attr{}, status.NotDir
+	}
+	if err := wire.CheckName(name); err != nil {
+		return proto.Attr{}, err
+	}
+	if err := c.may(at, dir, who, journal.MayExec); err != nil {
+		return proto.Attr{}, err
+	}
+	return v.Lookup(dir.ID, name)
+}
+
+// resolve walks a path from the root. Symlinks are not followed: one as the
+// last component is the answer, another is status.Loop.
+func resolve(c *call, m *wire.ResolveReq) (wire.Message, error) {
+	if err := wire.CheckPath(m.Path); err != nil {
+		return nil, err
+	}
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	a, err := v.Attr(proto.RootID)
+	if err != nil {
+		return nil, err
+	}
+	who := c.who(m.Ident)
+	for name := range strings.SplitSeq(m.Path, "/") {
+		if name == "" || name == "." {
+			continue
+		}
+		if a.Type() == proto.ModeSymlink {
+			return nil, status.New(status.Loop, "resolve", m.Path)
+		}
+		if err := c.ctx.Err(); err != nil {
+			return nil, err
+		}
+		if a, err = c.step(v, m.At, &a, name, who); err != nil {
+			return nil, status.Wrap(err, "resolve", m.Path)
+		}
+	}
+	return &wire.AttrRep{Attr: a}, nil
+}
+
+func getAttr(c *call, m *wire.IDReq) (wire.Message, error) {
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	a, err := v.Attr(m.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.AttrRep{Attr: a}, nil
+}
+
+func readlink(c *call, m *wire.IDReq) (wire.Message, error) {
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	target, err := v.Readlink(m.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.ReadlinkRep{Target: target}, nil
+}
+
+// readDir lists a part of a directory. Its change number is from before the
+// listing, so that a change meanwhile makes the listing outdated, never current.
+func readDir(c *call, m *wire.ReadDirReq) (wire.Message, error) {
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := v.Attr(m.ID)
+	if err != nil {
+		return nil, err
+	}
+	if !dir.IsDir() {
+		return nil, status.NotDir
+	}
+	who := c.who(m.Ident)
+	if c.sess.openFlags(m.ID)&wire.OpenRead == 0 || m.At != 0 {
+		if err := c.may(m.At, &dir, who, journal.MayRead); err != nil {
+			return nil, err
+		}
+	}
+	plus := m.Plus && c.may(m.At, &dir, who, journal.MayExec) == nil
+	limit := int(min(max(m.Max, 1), wire.MaxEntries))
+	rep := &wire.ReadDirRep{Change: dir.Change, EOF: true}
+	err = v.ReadDir(m.ID, m.Cookie, plus, func(e proto.DirEntry) bool {
+		if len(rep.Entries) == limit {
+			rep.EOF = false
+			return false
+		}
+		rep.Entries = append(rep.Entries, e)
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	return rep, nil
+}
+
+func statFS(c *call, _ *wire.IDReq) (wire.Message, error) {
+	st, err := c.exp.Journal.StatFS()
+	if err != nil {
+		return nil, err
+	}
+	return &wire.StatFSRep{StatFS: st}, nil
+}

@@ -1,0 +1,77 @@
+package serverd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/rs/zerolog"
+
+	"cagefs.dev/cage/journal"
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/status"
+)
+
+// Spec is an export as it is asked for.
+type Spec struct {
+	Name     string
+	Dir      string // must exist
+	ReadOnly bool
+}
+
+// Exports are opened exports with their journals. Close them after Serve.
+type Exports struct {
+	List    []Export
+	Reports []*journal.Report // what recovery did, in the same order
+	fs      []vfs.FS
+}
+
+// OpenExports checks what is to be exported (see CheckExports), then opens and
+// recovers the journals. Errors are those of CheckExports and journal.Open, with
+// the export's name; nothing stays open then.
+func OpenExports(ctx context.Context, specs []Spec, log zerolog.Logger) (*Exports, error) {
+	if err := CheckExports(specs); err != nil {
+		return nil, err
+	}
+	x := &Exports{}
+	for _, s := range specs {
+		if err := x.open(ctx, s, log); err != nil {
+			return nil, errors.Join(status.Wrap(err, "export", s.Name), x.Close())
+		}
+	}
+	return x, nil
+}
+
+func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
+	disk, err := vfs.OS(s.Dir)
+	if err != nil {
+		return err
+	}
+	feed := NewFeed()
+	j, report, err := journal.Open(ctx, journal.Options{
+		FS: disk, Log: log.With().Str("export", s.Name).Logger(), Changed: feed.Publish,
+	})
+	if err != nil {
+		disk.Close()
+		return err
+	}
+	x.fs = append(x.fs, disk)
+	x.Reports = append(x.Reports, report)
+	x.List = append(x.List, Export{Name: s.Name, Dir: s.Dir, ReadOnly: s.ReadOnly, Journal: j, Feed: feed})
+	return nil
+}
+
+// Close closes the journals, in an orderly stop, and the directories. Idempotent.
+func (x *Exports) Close() error {
+	var errs []error
+	for i, e := range x.List {
+		if err := e.Journal.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close export %s: %w", e.Name, err))
+		}
+		if err := x.fs[i].Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close export %s: %w", e.Name, err))
+		}
+	}
+	x.List, x.fs = nil, nil
+	return errors.Join(errs...)
+}

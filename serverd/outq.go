@@ -1,0 +1,137 @@
+package serverd
+
+import (
+	"sync"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// maxPushes is how many files a connection may be behind in hearing of their
+// changes. Beyond it the connection is dropped, and the client, coming back,
+// takes nothing it has cached for valid.
+const maxPushes = 8192
+
+// outq is what a connection's writer has to send. Answers are bounded by the
+// gates through which their requests came; pushes are merged file by file.
+type outq struct {
+	overflow func()        // called once, from any goroutine, when pushes are too many; must not block
+	wake     chan struct{} // holds one: something was added since the last take
+
+	mu      sync.Mutex
+	answers []answer                       // guarded by mu
+	pushes  map[proto.FileID]*wire.Changed // guarded by mu
+	order   []proto.FileID                 // guarded by mu; the keys of pushes, oldest first
+	drain   bool                           // guarded by mu; tell that the server stops
+	closed  bool                           // guarded by mu; nothing more is taken in
+}
+
+// answer is an encoded frame, and whom to tell when it has been written.
+type answer struct {
+	head, tail []byte // sent one after the other
+	from       *gate  // nil if no gate was entered
+	cost       int64
+}
+
+// leave gives the room of the request back.
+func (a *answer) leave() {
+	if a.from != nil {
+		a.from.leave(a.cost)
+	}
+}
+
+// batch is what the writer takes at once, to be sent in the order of its fields.
+type batch struct {
+	pushes  []wire.Changed
+	answers []answer
+	drain   bool
+}
+
+func newOutq(overflow func()) *outq {
+	return &outq{overflow: overflow, wake: make(chan struct{}, 1), pushes: make(map[proto.FileID]*wire.Changed)}
+}
+
+// answer queues a frame. It does not block.
+func (q *outq) answer(a answer) {
+	q.mu.Lock()
+	if !q.closed {
+		q.answers = append(q.answers, a)
+	}
+	q.mu.Unlock()
+	q.signal()
+}
+
+// push queues the news of a change. It does not block.
+func (q *outq) push(c wire.Changed) {
+	q.mu.Lock()
+	full := false
+	switch old := q.pushes[c.ID]; {
+	case q.closed:
+	case old != nil:
+		merge(old, c)
+	case len(q.pushes) >= maxPushes:
+		q.closed = true
+		full = true
+	default:
+		q.pushes[c.ID] = &c
+		q.order = append(q.order, c.ID)
+	}
+	q.mu.Unlock()
+	if full {
+		q.overflow()
+	}
+	q.signal()
+}
+
+// announceDrain queues the news that the server stops.
+func (q *outq) announceDrain() {
+	q.mu.Lock()
+	q.drain = !q.closed
+	q.mu.Unlock()
+	q.signal()
+}
+
+// close takes nothing more in; what is queued is still taken out.
+func (q *outq) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.signal()
+}
+
+func (q *outq) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for something to send; ok is false when the queue is closed and empty.
+func (q *outq) take() (b batch, ok bool) {
+	for {
+		b, more := q.tryTake()
+		if !b.empty() {
+			return b, true
+		}
+		if !more {
+			return batch{}, false
+		}
+		<-q.wake
+	}
+}
+
+// tryTake empties the queue; more is false when nothing will come after that.
+func (q *outq) tryTake() (b batch, more bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b = batch{answers: q.answers, drain: q.drain}
+	q.answers, q.drain = nil, false
+	for _, id := range q.order {
+		b.pushes = append(b.pushes, *q.pushes[id])
+	}
+	clear(q.pushes)
+	q.order = q.order[:0]
+	return b, !q.closed
+}
+
+func (b *batch) empty() bool { return len(b.pushes) == 0 && len(b.answers) == 0 && !b.drain }

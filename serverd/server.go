@@ -1,0 +1,308 @@
+package serverd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"cagefs.dev/cage/journal"
+	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// Options of a server. Durations that are 0 have the default in their comment.
+type Options struct {
+	Exports   []Export
+	Listen    string // HOST:PORT of the main port; port 0: any with enough free ones above it
+	DataPorts int    // at main port + 1 …
+	State     *auth.ServerState
+	Log       zerolog.Logger
+	Software  string // "cageserverd 0.1", told to clients
+
+	Handshake time.Duration // a connection must have said hello; 10 s
+	Idle      time.Duration // a connection from which nothing comes is dropped; 60 s
+	Stall     time.Duration // a connection that takes nothing is dropped; 30 s
+	Grace     time.Duration // a session without connection keeps its open files; 10 min
+	Forget    time.Duration // a session without connection is closed; 24 h
+	Drain     time.Duration // what was received is answered, when the server stops; 15 s
+}
+
+// Export is a directory that clients may mount. Journal and Feed belong
+// together (Feed.Publish is the journal's Options.Changed) and stay the caller's.
+type Export struct {
+	Name     string
+	Dir      string
+	ReadOnly bool
+	Journal  *journal.Journal
+	Feed     *Feed
+}
+
+// export is an Export being served.
+type export struct {
+	Export
+	past      pastCache
+	verifying sync.Mutex // one check of the journal at a time
+}
+
+// Limits of connections and sessions.
+const (
+	maxUnknown  = 64   // connections that have not said hello yet
+	maxConns    = 4096 // connections
+	maxSessions = 4096 // sessions, with or without connection
+)
+
+// Server is a listening server. Safe for concurrent use.
+type Server struct {
+	// Set at construction.
+	o       Options
+	log     zerolog.Logger
+	tls     *tls.Config
+	lns     []net.Listener // the main port's, then the data ports'
+	exports map[string]*export
+	users   accounts
+	began   time.Time
+	unknown chan struct{} // a slot for each connection that has not said hello
+	base    context.Context
+	kill    context.CancelCauseFunc // ends base: everything still running gives up
+
+	running sync.WaitGroup // listeners, connections, housekeeper
+
+	mu       sync.Mutex
+	draining bool                         // guarded by mu
+	pending  map[net.Conn]struct{}        // guarded by mu; not said hello yet
+	conns    map[*conn]struct{}           // guarded by mu
+	sessions map[proto.SessionID]*session // guarded by mu
+}
+
+// Listen binds the ports; clients are answered from Serve on. Errors:
+// status.Busy (a port is in use), Access, Usage (a bad address), with the port.
+func Listen(o Options) (*Server, error) {
+	lns, err := listenAll(o.Listen, o.DataPorts)
+	if err != nil {
+		return nil, err
+	}
+	setDefault(&o.Handshake, 10*time.Second)
+	setDefault(&o.Idle, time.Minute)
+	setDefault(&o.Stall, 30*time.Second)
+	setDefault(&o.Grace, 10*time.Minute)
+	setDefault(&o.Forget, 24*time.Hour)
+	setDefault(&o.Drain, 15*time.Second)
+	s := &Server{
+		o: o, log: o.Log, tls: o.State.TLS(), lns: lns,
+		exports:  make(map[string]*export),
+		users:    systemAccounts{},
+		began:    time.Now(),
+		unknown:  make(chan struct{}, maxUnknown),
+		pending:  make(map[net.Conn]struct{}),
+		conns:    make(map[*conn]struct{}),
+		sessions: make(map[proto.SessionID]*session),
+	}
+	s.base, s.kill = context.WithCancelCause(context.Background())
+	for _, e := range o.Exports {
+		s.exports[e.Name] = &export{Export: e}
+	}
+	return s, nil
+}
+
+func setDefault(d *time.Duration, v time.Duration) {
+	if *d == 0 {
+		*d = v
+	}
+}
+
+// Addr is the main port.
+func (s *Server) Addr() net.Addr { return s.lns[0].Addr() }
+
+// Serve answers clients until ctx ends, or a listener fails. Then it tells the
+// clients, finishes and answers what was received, within Options.Drain, and
+// returns when nothing of it touches a journal any more. It is called once.
+func (s *Server) Serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.log.Info().Str("addr", s.Addr().String()).Int("data_ports", s.o.DataPorts).Int("exports", len(s.exports)).Msg("serving")
+	for _, ln := range s.lns {
+		s.running.Go(func() {
+			if err := s.accept(ctx, ln); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	s.running.Go(func() { s.keepHouse(ctx) })
+	<-ctx.Done()
+	s.drain()
+	err := context.Cause(ctx)
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		err = nil
+	}
+	s.log.Info().AnErr("error", err).Msg("stopped")
+	return err
+}
+
+// accept takes connections until the listener is closed.
+func (s *Server) accept(ctx context.Context, ln net.Listener) error {
+	for {
+		raw, err := ln.Accept()
+		switch {
+		case err == nil:
+			s.take(raw)
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case status.Of(err) == status.TooManyFiles, status.Of(err) == status.Unreachable:
+			// Out of descriptors, or a client that went away in the queue.
+			s.log.Warn().Err(err).Msg("cannot accept a connection")
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		default:
+			return status.Wrap(err, "accept", ln.Addr().String())
+		}
+	}
+}
+
+// take starts a goroutine for a new connection, or closes it where there are too many.
+func (s *Server) take(raw net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	full := len(s.conns)+len(s.pending) >= maxConns
+	if !full && !s.draining {
+		select {
+		case s.unknown <- struct{}{}:
+			s.pending[raw] = struct{}{}
+			s.running.Go(func() { s.handle(raw) })
+			return
+		default:
+			full = true
+		}
+	}
+	raw.Close()
+	if full {
+		s.log.Warn().Str("peer", raw.RemoteAddr().String()).Msg("connection refused: too many")
+	}
+}
+
+// known moves a connection from those that have not said hello to those that
+// have; false when the server stops.
+func (s *Server) known(raw net.Conn, c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgetPendingLocked(raw)
+	if s.draining {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	return true
+}
+
+// forgetPendingLocked gives the slot of a connection back. The caller has s.mu.
+func (s *Server) forgetPendingLocked(raw net.Conn) {
+	if _, ok := s.pending[raw]; ok {
+		delete(s.pending, raw)
+		<-s.unknown
+	}
+}
+
+// gone is called when a connection has ended, wherever it was.
+func (s *Server) gone(raw net.Conn, c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgetPendingLocked(raw)
+	delete(s.conns, c)
+}
+
+// drain stops taking connections and requests, and returns when every
+// connection has ended.
+func (s *Server) drain() {
+	closeAll(s.lns)
+	s.mu.Lock()
+	s.draining = true
+	for raw := range s.pending {
+		raw.Close()
+	}
+	n := len(s.conns)
+	for c := range s.conns {
+		c.drain()
+	}
+	s.mu.Unlock()
+	s.log.Info().Int("connections", n).Msg("draining")
+	late := time.AfterFunc(s.o.Drain, func() {
+		s.log.Warn().Dur("after", s.o.Drain).Msg("stopping with requests unanswered")
+		s.killAll(errStopped)
+	})
+	s.running.Wait()
+	late.Stop()
+	s.kill(errStopped)
+}
+
+// killAll makes everything that waits give up.
+func (s *Server) killAll(cause error) {
+	s.kill(cause)
+	for _, c := range s.connections() {
+		c.abort(cause)
+	}
+}
+
+func (s *Server) connections() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		out = append(out, c)
+	}
+	return out
+}
+
+// keepHouse looks now and then for what time alone brings about: sessions that
+// nobody came back to, and keys that are no longer admitted.
+func (s *Server) keepHouse(ctx context.Context) {
+	tick := time.NewTicker(max(min(s.o.Grace, s.o.Forget, 20*time.Second)/4, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.tidySessions()
+			s.tidyJournals()
+			s.dropRevoked()
+		}
+	}
+}
+
+func (s *Server) dropRevoked() {
+	for _, c := range s.connections() {
+		if _, ok := s.o.State.Client(c.key.Fingerprint); !ok {
+			c.abort(errRevoked)
+		}
+	}
+}
+
+// SessionStatus is a session as `cageserverd sessions` shows it.
+type SessionStatus struct {
+	ID        proto.SessionID
+	Export    string
+	Client    string // its name in the journal
+	Key       string // the admitted key's name
+	Peer      string // address; "" without a connection
+	Since     time.Time
+	Lost      time.Time // zero while it has a connection
+	OpenFiles int
+	DataConns int
+}
+
+// Status lists the sessions, in no order.
+func (s *Server) Status() []SessionStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]SessionStatus, 0, len(s.sessions))
+	for _, sess := range s.sessions {
+		out = append(out, sess.status())
+	}
+	return out
+}
