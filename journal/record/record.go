@@ -1,6 +1,3 @@
-// Package record is what one change looks like in a journal: the record with
-// its fields, and the frame that holds a batch of records in a log file. Pure
-// bytes: no files, no goroutines. Layouts are drawn in doc.go.
 package record
 
 import "cagefs.dev/cage/remote/proto"
@@ -34,6 +31,8 @@ const (
 	Client                     // client number Count is Name
 	Session                    // a session of client number Client began (Count 1) or ended (Count 0); Value is its key's hash
 	Checkpoint                 // everything up to Upto is applied and durable in the tree
+
+	endKind // one more than the last
 )
 
 // Flags of a record.
@@ -146,7 +145,9 @@ type Record struct {
 	// Images are the bytes that the record keeps, in the frame's second section:
 	// for each piece in order, PieceOver: before, then after (not with FlagHole);
 	// PieceInline: after. Truncate: the bytes cut off. Nil after a decode of the
-	// skeleton alone; ImageLen tells how many there are.
+	// skeleton alone; ImageLen tells how many there are and ImageSum is their
+	// CRC32C. Both are set by Seal, that is by the log when it is appended.
 	Images   []byte
 	ImageLen uint64
+	ImageSum uint32
 }
