@@ -27,13 +27,14 @@ type Where struct {
 	Export string    `json:"export"` // its name
 	Sub    string    `json:"sub"`    // directory of the export that is the mount's root, "" for all of it
 	At     proto.LSN `json:"at"`     // the moment that is shown, 0 for now
-	Client string    `json:"client"` // the mount's name as a client in the journal
 }
 
 // Status is what `cagefs status` shows.
 type Status struct {
 	Mountpoint string    `json:"mountpoint"`
 	Source     string    `json:"source"`
+	Addr       string    `json:"addr"`
+	At         proto.LSN `json:"at"` // the moment that is shown, 0 for now
 	ReadOnly   bool      `json:"read_only"`
 	Software   string    `json:"software"`
 	PID        int       `json:"pid"`
