@@ -1,0 +1,44 @@
+# Targets of Cage. `make` alone prints them.
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
+FUZZTIME ?= 30s
+GO ?= go
+
+help: ## print this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## the commands, into bin/
+	$(GO) build -o bin/ ./cmd/cagefs ./cmd/cageserverd ./cmd/cagejournal
+
+test: build ## all tests that a change must pass (under 4 minutes; needs root or fusermount3)
+	$(GO) test -count=1 ./...
+
+race: ## the tests of all packages under the race detector, without those that drive binaries
+	$(GO) test -count=1 -race $$($(GO) list ./... | grep -v '/cmd/internal/e2e$$')
+
+fuzz: ## each fuzz target for FUZZTIME (30s)
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+lint: ## gofmt, go vet, staticcheck, and the directions of imports
+	@out=$$(gofmt -l .); if [ -n "$$out" ]; then echo "not gofmt-ed: $$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) test -count=1 ./cmd/internal/deps
+
+accept: build ## the long runs: big trees, crashes, cuts (half an hour; needs root)
+	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 60m ./cmd/internal/e2e
+
+demo: build ## a server and a mount on this machine, step by step (under a minute)
+	@bash cmd/internal/demo/demo.sh bin
+
+bench: ## the micro-benchmarks of all packages
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+clean: ## what the others left
+	rm -rf bin
+
+.PHONY: help build test race fuzz lint accept demo bench clean
