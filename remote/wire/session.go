@@ -5,7 +5,7 @@ import "cagefs.dev/cage/remote/proto"
 // HelloReq opens a main connection. Its first two fields never change their
 // place, so that any version can refuse any other by name.
 type HelloReq struct {
-	Version  uint16 // the newest the sender speaks
+	Version  uint16 // what the sender speaks on this connection, as in its preamble
 	Software string // "cagefs 0.1", for logs
 	Client   string // host name of the client, for the journal
 	Export   string // "" for tools that only list exports
