@@ -1,8 +1,6 @@
 package serverd
 
 import (
-	"context"
-
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/journal/replay"
 	"cagefs.dev/cage/remote/proto"
@@ -24,11 +22,12 @@ type change struct {
 	cost int64
 }
 
-// outcome is what came of a change at its submission: a ticket, or the answer itself.
+// outcome is what came of a change at its submission: something to wait for, or
+// the answer itself.
 type outcome struct {
-	ticket *journal.Ticket
-	res    proto.Result
-	err    error
+	wait func() (proto.Result, error)
+	res  proto.Result
+	err  error
 }
 
 // enqueue takes a change from the reader, in the order of the session's log. A
@@ -72,10 +71,8 @@ func (c *conn) changeLoop() {
 // settle answers a change when its outcome is known.
 func (c *conn) settle(ch *change, o outcome, before <-chan struct{}, after chan<- struct{}) {
 	defer close(after)
-	if o.ticket != nil {
-		// Not the connection's context: who takes the session over must find
-		// everything that was submitted done.
-		o.res, o.err = o.ticket.Wait(c.srv.base)
+	if o.wait != nil {
+		o.res, o.err = c.await(ch.head.Op, o.wait)
 	}
 	if o.res.LSN == 0 {
 		<-before
@@ -90,6 +87,12 @@ func (c *conn) settle(ch *change, o outcome, before <-chan struct{}, after chan<
 		c.reply(ch.head, &wire.ChangeRep{Result: o.res}, c.changes, ch.cost)
 	}
 	<-before
+}
+
+// await waits for a change; a panic is an answer too.
+func (c *conn) await(op wire.Opcode, wait func() (proto.Result, error)) (res proto.Result, err error) {
+	defer c.recovered(op, &err)
+	return wait()
 }
 
 // noteMade lets the maker of a file open it.
@@ -119,26 +122,35 @@ func (c *conn) submit(ch *change) (o outcome) {
 		Trusted: c.ident.trusted,
 		Opened:  c.sess.openFlags(contentOf(op))&wire.OpenWrite != 0,
 	}
-	o.res, o.ticket, o.err = c.pass(c.ctx, s)
+	c.pass(s, &o)
 	return o
 }
 
 // pass calls the part of the journal that an operation is for.
-func (c *conn) pass(ctx context.Context, s *journal.Submission) (res proto.Result, t *journal.Ticket, err error) {
+func (c *conn) pass(s *journal.Submission, o *outcome) {
 	j := c.sess.exp.Journal
 	switch op := s.Op.(type) {
 	case *proto.Rollback:
-		if err = mayRewind(&s.Ident); err == nil {
-			res, err = replay.Rollback(ctx, j, s, op)
+		if o.err = mayRewind(&s.Ident); o.err == nil {
+			o.res, o.err = replay.Rollback(c.ctx, j, s, op)
 		}
 	case *proto.Undo:
-		if err = mayRewind(&s.Ident); err == nil {
-			res, err = replay.Undo(ctx, j, s, op)
+		if o.err = mayRewind(&s.Ident); o.err == nil {
+			o.res, o.err = replay.Undo(c.ctx, j, s, op)
 		}
+	case *proto.Sync:
+		// Everything before it is submitted, which is all that its place in the
+		// order means; nothing after it waits for the disk.
+		o.wait = func() (proto.Result, error) { return j.Do(c.ctx, s) }
 	default:
-		t, err = j.Submit(ctx, s)
+		var t *journal.Ticket
+		if t, o.err = j.Submit(c.ctx, s); o.err != nil {
+			return
+		}
+		// Not the connection's context: who takes the session over must find
+		// everything that was submitted done.
+		o.wait = func() (proto.Result, error) { return t.Wait(c.srv.base) }
 	}
-	return res, t, err
 }
 
 // contentOf is the file whose content an operation changes, 0 if none.

@@ -75,6 +75,10 @@ type conn struct {
 	draining atomic.Bool
 
 	handlers sync.WaitGroup // requests that read
+
+	// opening is held for reading by each open from its arrival to its answer,
+	// and taken by a release, so that none overtakes an open that came before it.
+	opening sync.RWMutex
 }
 
 func newConn(s *Server, raw net.Conn) *conn {

@@ -46,6 +46,8 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 }
 
 func release(c *call, m *wire.ReleaseReq) (wire.Message, error) {
+	c.c.opening.Lock()
+	defer c.c.opening.Unlock()
 	c.sess.release(m.ID, m.N)
 	return &wire.Empty{}, nil
 }

@@ -121,8 +121,14 @@ func (c *conn) start(h wire.Header, m wire.Message) error {
 	if err := c.reads.enter(c.ctx, cost); err != nil {
 		return err
 	}
+	if h.Op == wire.OpOpen {
+		c.opening.RLock()
+	}
 	c.handlers.Go(func() {
 		rep, err := c.handleRead(h.Op, m)
+		if h.Op == wire.OpOpen {
+			c.opening.RUnlock()
+		}
 		c.settleRead(h, rep, err, cost)
 	})
 	return nil

@@ -27,7 +27,7 @@
 //
 //	session.attach > Server.mu > session.mu > outq.mu
 //	                               Feed.mu > outq.mu
-//	gate.mu, pastCache.mu, freshFiles: leaves
+//	gate.mu, pastCache.mu: leaves; conn.opening > session.mu
 //
 // session.attach is held by the goroutine that takes a session over or ends it,
 // also over calls of the journal and while it waits for the old connection's

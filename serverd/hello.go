@@ -1,6 +1,7 @@
 package serverd
 
 import (
+	"errors"
 	"io"
 	"net"
 	"slices"
@@ -25,7 +26,9 @@ func (s *Server) handle(raw net.Conn) {
 	raw.SetDeadline(time.Now().Add(s.o.Handshake))
 	head, first, err := c.greet()
 	if err != nil {
-		c.log.Warn().Err(err).Msg("connection refused")
+		if !errors.Is(err, net.ErrClosed) { // by drain
+			c.log.Warn().Err(err).Msg("connection refused")
+		}
 		return
 	}
 	if !s.known(raw, c) {

@@ -17,6 +17,8 @@ type Spec struct {
 	Name     string
 	Dir      string // must exist
 	ReadOnly bool
+	// HistoryCap is journal.Options.HistoryCap.
+	HistoryCap int64
 }
 
 // Exports are opened exports with their journals. Close them after Serve.
@@ -49,7 +51,7 @@ func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
 	}
 	feed := NewFeed()
 	j, report, err := journal.Open(ctx, journal.Options{
-		FS: disk, Log: log.With().Str("export", s.Name).Logger(), Changed: feed.Publish,
+		FS: disk, HistoryCap: s.HistoryCap, Log: log.With().Str("export", s.Name).Logger(), Changed: feed.Publish,
 	})
 	if err != nil {
 		disk.Close()

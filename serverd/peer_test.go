@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -44,16 +43,19 @@ func start(t *testing.T, o Options) *rig {
 	require.NoError(t, err)
 	config := filepath.Join(dir, "config")
 	require.NoError(t, state.AdmitLocal(config, uint32(os.Geteuid())))
-	o.State, o.Software, o.Listen = state, "test", "127.0.0.1:0"
+	if o.State == nil {
+		o.State = state
+	}
+	o.Software, o.Listen = "test", "127.0.0.1:0"
 	o.Log = zerolog.New(testWriter{t}).Level(zerolog.WarnLevel)
 	s, err := Listen(o)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &rig{Server: s, t: t, state: state, stateDir: filepath.Join(dir, "state"), keys: auth.OpenKeyring(config), stop: cancel, ended: make(chan error, 1)}
+	r := &rig{Server: s, t: t, state: o.State, stateDir: filepath.Join(dir, "state"), keys: auth.OpenKeyring(config), stop: cancel, ended: make(chan error, 1)}
 	go func() { r.ended <- s.Serve(ctx) }()
 	t.Cleanup(func() {
 		r.halt()
-		state.Close()
+		state.Close() // last of all: a test may give it to a second server
 	})
 	return r
 }
@@ -81,12 +83,11 @@ func (w testWriter) Write(p []byte) (int, error) {
 // peer is a client as bytes on a connection.
 type peer struct {
 	t      *testing.T
+	rig    *rig
 	tls    *tls.Conn
 	br     *bufio.Reader
 	id     uint64
 	pushes []frame // that came while a reply was waited for
-
-	mu sync.Mutex // held while writing
 }
 
 type frame struct {
@@ -113,7 +114,7 @@ func (r *rig) tryDial(keys *auth.Keyring) (*peer, error) {
 	if err := c.Handshake(); err != nil {
 		return nil, err
 	}
-	p := &peer{t: r.t, tls: c, br: bufio.NewReader(c)}
+	p := &peer{t: r.t, rig: r, tls: c, br: bufio.NewReader(c)}
 	_, err = wire.Greet(struct {
 		io.Reader
 		io.Writer

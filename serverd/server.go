@@ -34,7 +34,8 @@ type Options struct {
 }
 
 // Export is a directory that clients may mount. Journal and Feed belong
-// together (Feed.Publish is the journal's Options.Changed) and stay the caller's.
+// together (Feed.Publish is the journal's Options.Changed; nil: nobody hears of
+// changes) and stay the caller's.
 type Export struct {
 	Name     string
 	Dir      string
@@ -105,6 +106,9 @@ func Listen(o Options) (*Server, error) {
 	}
 	s.base, s.kill = context.WithCancelCause(context.Background())
 	for _, e := range o.Exports {
+		if e.Feed == nil {
+			e.Feed = NewFeed()
+		}
 		s.exports[e.Name] = &export{Export: e}
 	}
 	return s, nil
