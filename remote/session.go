@@ -5,19 +5,33 @@
 // It promises that every operation of the log is applied once or reported as
 // failed, in order, and that no call outlasts its context or the session's
 // patience. It caches nothing and knows nothing of pages or the kernel.
+//
+// A session has one goroutine that keeps it connected (reconnect.go), one for
+// upcalls (upcall.go), and three for each connection (conn.go). Callers only
+// queue requests (call.go) or append to the log (change.go) and wait. All state
+// is under one lock, Session.mu; it is never held over I/O. Under it may be
+// taken: upcalls.mu.
 package remote
 
 import (
 	"context"
 	"net"
+	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/oplog"
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
+
+// DefaultBudget is Options.Budget where that is 0.
+const DefaultBudget = 64 << 20
 
 // Options of a session.
 type Options struct {
@@ -25,10 +39,14 @@ type Options struct {
 	Export   string // "" only to list exports
 	ReadOnly bool
 	Keys     *auth.Keyring
-	Client   string                                                            // this client's name in the journal; "": the host's name
-	Software string                                                            // "cagefs 0.1", for logs
-	Patience time.Duration                                                     // how long a call waits for a lost server before status.Timeout (…Unreachable while dialing first); 0: for ever ("hard")
-	Budget   int64                                                             // bytes of logged writes that are not applied yet; Log blocks above it. 0: 64 MiB
+	Client   string // this client's name in the journal; "": the host's name
+	Software string // "cagefs 0.1", for logs
+
+	// Patience is how long a call waits, without any sign of life from the
+	// server, before it fails with status.Timeout (while dialling first:
+	// Unreachable). 0: until its context ends ("hard").
+	Patience time.Duration
+	Budget   int64                                                             // bytes of logged writes that are not applied yet; Log blocks above it. 0: DefaultBudget
 	DataPort bool                                                              // use the data connections that the server offers
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error) // nil: net.Dialer
 	Log      zerolog.Logger
@@ -40,129 +58,117 @@ type Options struct {
 	Failed  func(id proto.FileID, seq proto.Seq, err error) // a logged operation nobody waited for failed
 }
 
-// State of a session's connection.
-type State int
-
-// States. A session starts Online.
-const (
-	Online State = iota
-	Reconnecting
-	Closed
-)
-
-// Status is what `cagefs status` shows of a session.
-type Status struct {
-	State     State
-	Addr      string
-	Export    string
-	Session   proto.SessionID
-	Since     time.Time // of the state
-	LastError string    // why it is not online, or the last failure of a logged operation
-	Unapplied int       // operations logged and not yet applied
-	Bytes     int64     // bytes of new data in them
-	DataConns int
-	Resumes   int
+func (o Options) withDefaults() Options {
+	if o.Client == "" {
+		o.Client, _ = os.Hostname()
+	}
+	if o.Budget == 0 {
+		o.Budget = DefaultBudget
+	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{}).DialContext
+	}
+	return o
 }
-
-// Dial connects, checks the server's pin, and opens a session. Errors:
-// status.Unreachable, WrongKey (no pin or key for this server, or refused),
-// UnknownExport, Version, Timeout.
-func Dial(ctx context.Context, o Options) (*Session, error) { panic("remote: being written") }
 
 // Session is a client's session with one export of a server. Safe for concurrent use.
-type Session struct{ unfinished struct{} }
+type Session struct {
+	// Set at construction.
+	o       Options
+	first   wire.HelloRep
+	began   time.Time
+	ctx     context.Context // of the session's goroutines
+	cancel  context.CancelFunc
+	ended   chan struct{} // closed when nothing is answered any more
+	closed  chan struct{} // closed when Close is through
+	upcalls *upcalls
+
+	// Atomic.
+	heard atomic.Int64 // when the server last gave a sign of life, in ns since began
+
+	wg      sync.WaitGroup // all goroutines
+	buffers sync.Pool      // of *[]byte: payloads of replies
+
+	mu       sync.Mutex
+	state    State           // guarded by mu, like all that follows
+	since    time.Time       // of state
+	closing  bool            // no new changes
+	over     bool            // no new requests
+	closeErr error           // of Close, once closed is closed
+	connErr  string          // why the connection was lost, or the last attempt failed
+	opErr    string          // the last failure of a logged operation
+	resumes  int             // reconnects that went on with the session
+	id       proto.SessionID // 0: the next connection asks for a new session
+	boot     uint32          // start of the server
+	log      *oplog.Log
+	lighter  chan struct{} // closed and replaced when the log gets an answer
+	queue    []*call       // for the main connection, in order
+	main     *conn         // nil while there is none
+	ports    []*port       // data connections of the main one
+	opens    map[proto.FileID]*open
+}
+
+func newSession(o Options, rep wire.HelloRep) *Session {
+	s := &Session{
+		o: o, first: rep, began: time.Now(), ended: make(chan struct{}), closed: make(chan struct{}),
+		state: Online, since: time.Now(), log: oplog.New(), lighter: make(chan struct{}),
+		opens: map[proto.FileID]*open{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.upcalls = newUpcalls(&s.o)
+	s.buffers.New = func() any { return new([]byte) }
+	return s
+}
 
 // Hello is what the server said when the session began.
-func (s *Session) Hello() wire.HelloRep { panic("remote: being written") }
+func (s *Session) Hello() wire.HelloRep { return s.first }
 
-// ---- Reads. at is 0 for now. Errors carry status codes. They are sent again after a reconnect. ----
+// now is the time since the session began, which no change of the clock moves.
+func (s *Session) now() time.Duration { return time.Since(s.began) }
 
-func (s *Session) Lookup(ctx context.Context, h wire.ReqHeader, dir proto.FileID, name string) (proto.Attr, error) {
-	panic("remote: being written")
-}
-func (s *Session) GetAttr(ctx context.Context, h wire.ReqHeader, id proto.FileID) (proto.Attr, error) {
-	panic("remote: being written")
-}
-func (s *Session) ReadDir(ctx context.Context, h wire.ReqHeader, id proto.FileID, cookie uint64, max int, plus bool) (wire.ReadDirRep, error) {
-	panic("remote: being written")
-}
-func (s *Session) Readlink(ctx context.Context, h wire.ReqHeader, id proto.FileID) (string, error) {
-	panic("remote: being written")
-}
-
-// ReadAt fills p from a file; n < len(p) only at the end of the file (no error then).
-// change and size are the file's when the bytes were read.
-func (s *Session) ReadAt(ctx context.Context, h wire.ReqHeader, id proto.FileID, p []byte, off int64) (n int, change proto.LSN, size uint64, err error) {
-	panic("remote: being written")
-}
-
-// Open checks permission and keeps the file reachable until Release; the
-// session renews it after a reconnect or restart.
-func (s *Session) Open(ctx context.Context, h wire.ReqHeader, id proto.FileID, flags uint32) (proto.Attr, error) {
-	panic("remote: being written")
-}
-
-// Release takes one Open back. It does not block.
-func (s *Session) Release(id proto.FileID) { panic("remote: being written") }
-func (s *Session) StatFS(ctx context.Context, h wire.ReqHeader, id proto.FileID) (proto.StatFS, error) {
-	panic("remote: being written")
-}
-func (s *Session) GetXattr(ctx context.Context, h wire.ReqHeader, id proto.FileID, name string) ([]byte, error) {
-	panic("remote: being written")
-}
-func (s *Session) ListXattr(ctx context.Context, h wire.ReqHeader, id proto.FileID) ([]string, error) {
-	panic("remote: being written")
-}
-func (s *Session) Resolve(ctx context.Context, h wire.ReqHeader, path string) (proto.Attr, error) {
-	panic("remote: being written")
+// await waits for a value from ch, or for it to be closed. Errors: status.Timeout
+// when the server has given no sign of life for Patience, but not before that
+// much has passed since began; that of ctx; Unreachable when the session is closed.
+func await[T any](ctx context.Context, s *Session, ch <-chan T, began time.Duration, op, object string) (T, error) {
+	var none T
+	var timer *time.Timer
+	var expired <-chan time.Time
+	if s.o.Patience > 0 {
+		timer = time.NewTimer(s.patienceLeft(began))
+		defer timer.Stop()
+		expired = timer.C
+	}
+	for {
+		select {
+		case v := <-ch:
+			return v, nil
+		case <-ctx.Done():
+			return none, status.Wrap(ctx.Err(), op, object)
+		case <-s.ended:
+			return none, closedError(op, object)
+		case <-expired:
+			left := s.patienceLeft(began)
+			if left <= 0 {
+				return none, s.timeout(op, object)
+			}
+			timer.Reset(left)
+		}
+	}
 }
 
-// ---- Changes: one ordered operation log for the session. ----
-
-// Do logs an operation and waits until it is applied. When ctx ends first the
-// error is status.Interrupted or Timeout, and the operation stays logged: it
-// may still be applied.
-func (s *Session) Do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Result, error) {
-	panic("remote: being written")
+func (s *Session) patienceLeft(began time.Duration) time.Duration {
+	return max(began, time.Duration(s.heard.Load())) + s.o.Patience - s.now()
 }
 
-// Log appends an operation and returns its number without waiting for the
-// server; it blocks while the budget is used up. The op's Data is copied.
-// A Write directly after an unsent Write of the same file and identity that it continues may join it and get its number.
-func (s *Session) Log(ctx context.Context, id proto.Ident, op proto.Op) (proto.Seq, error) {
-	panic("remote: being written")
+// timeout is the error of a call that has waited long enough.
+func (s *Session) timeout(op, object string) error {
+	st := s.Status()
+	if st.State == Reconnecting && st.LastError != "" {
+		return status.Newf(status.Timeout, op, object, "no answer from %s for %v: %s", s.o.Addr, s.o.Patience, st.LastError)
+	}
+	return status.Newf(status.Timeout, op, object, "no answer from %s for %v", s.o.Addr, s.o.Patience)
 }
 
-// Wait blocks until the operation is applied (nil), has failed (its error), or ctx ends.
-func (s *Session) Wait(ctx context.Context, seq proto.Seq) error { panic("remote: being written") }
-
-// Applied is the newest operation up to which all are answered. It never blocks.
-func (s *Session) Applied() proto.Seq { panic("remote: being written") }
-
-// TakeError returns, once, the first failure of a logged, unwaited operation
-// on the file since the last call (the sticky error of fsync and close); id 0: of any file.
-func (s *Session) TakeError(id proto.FileID) error { panic("remote: being written") }
-
-// Sync waits until everything logged so far is applied and durable on the server.
-func (s *Session) Sync(ctx context.Context, id proto.Ident) error { panic("remote: being written") }
-
-// ---- History and service ----
-
-func (s *Session) Exports(ctx context.Context) ([]string, error) { panic("remote: being written") }
-func (s *Session) History(ctx context.Context, q wire.LogReq) (wire.LogRep, error) {
-	panic("remote: being written")
+func closedError(op, object string) error {
+	return status.Newf(status.Unreachable, op, object, "the session is closed")
 }
-func (s *Session) Moment(ctx context.Context, m proto.Moment) (wire.MomentRep, error) {
-	panic("remote: being written")
-}
-func (s *Session) Verify(ctx context.Context, full bool) (wire.VerifyRep, error) {
-	panic("remote: being written")
-}
-func (s *Session) Usage(ctx context.Context) (wire.UsageRep, error) { panic("remote: being written") }
-
-// Status never blocks.
-func (s *Session) Status() Status { panic("remote: being written") }
-
-// Close pushes the log until ctx ends, says goodbye and closes. It returns an error that
-// tells what was not delivered. Idempotent.
-func (s *Session) Close(ctx context.Context) error { panic("remote: being written") }

@@ -1,0 +1,152 @@
+package remote
+
+import (
+	"context"
+	"time"
+
+	"cagefs.dev/cage/remote/oplog"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// Do logs an operation and waits until it is applied. When ctx ends or patience
+// is lost first, the error is status.Interrupted or Timeout, and the operation
+// stays logged: it may still be applied. If it then fails, the error is sticky,
+// see TakeError.
+func (s *Session) Do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Result, error) {
+	began := s.now()
+	var t *oplog.Ticket
+	err := s.append(ctx, op, began, func() { t = s.log.AppendWaited(id, op) })
+	if err != nil {
+		return proto.Result{}, err
+	}
+	if err := s.watch(ctx, t, began, wire.ChangeOpcode(op).String()); err != nil {
+		return proto.Result{}, err
+	}
+	return t.Outcome()
+}
+
+// Log appends an operation and returns its number without waiting for the
+// server; it blocks while the budget is used up. The op's Data is copied.
+// A Write directly after an unsent Write of the same file and identity that it continues may join it and get its number.
+func (s *Session) Log(ctx context.Context, id proto.Ident, op proto.Op) (proto.Seq, error) {
+	var seq proto.Seq
+	err := s.append(ctx, op, s.now(), func() { seq = s.log.Append(id, op) })
+	return seq, err
+}
+
+// append calls add, with the lock, once op may enter the log.
+func (s *Session) append(ctx context.Context, op proto.Op, began time.Duration, add func()) error {
+	if err := wire.CheckOp(op); err != nil {
+		return err
+	}
+	name := wire.ChangeOpcode(op).String()
+	for {
+		lighter, err := s.tryAppend(op, name, add)
+		if err != nil || lighter == nil {
+			return err
+		}
+		if _, err := await(ctx, s, lighter, began, name, ""); err != nil {
+			return err
+		}
+	}
+}
+
+// tryAppend calls add, or returns what is closed when the log is lighter.
+func (s *Session) tryAppend(op proto.Op, name string, add func()) (lighter <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return nil, closedError(name, "")
+	}
+	if w, ok := op.(*proto.Write); ok {
+		if weight := s.log.Weight(); weight > 0 && weight+int64(len(w.Data)) > s.o.Budget {
+			return s.lighter, nil
+		}
+	}
+	add()
+	s.wakeMainLocked()
+	return nil, nil
+}
+
+// watch waits for a ticket's outcome, and gives it back where that takes too long.
+func (s *Session) watch(ctx context.Context, t *oplog.Ticket, began time.Duration, op string) error {
+	_, err := await(ctx, s, t.Done(), began, op, "")
+	if err == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-t.Done(): // answered meanwhile: who gave up still is the one to hear of it
+		return nil
+	default:
+		s.log.Leave(t)
+		return err
+	}
+}
+
+// Wait blocks until the operation is applied (nil), has failed (its error), or
+// ctx ends. It takes no sticky error away: the one who waits need not be the one
+// who wrote. Of an operation that failed long ago, more than a thousand
+// failures before, it returns nil.
+func (s *Session) Wait(ctx context.Context, seq proto.Seq) error {
+	s.mu.Lock()
+	t, failed, last := s.log.Watch(seq), s.log.Failed(seq), s.log.Last()
+	s.mu.Unlock()
+	switch {
+	case seq > last:
+		return status.Newf(status.Invalid, "wait", "", "operation %d was never logged, the last is %d", seq, last)
+	case t == nil:
+		return failed
+	}
+	if err := s.watch(ctx, t, s.now(), "wait"); err != nil {
+		return err
+	}
+	_, err := t.Outcome()
+	return err
+}
+
+// Applied is the newest operation up to which all are answered. It never blocks.
+func (s *Session) Applied() proto.Seq {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Acked()
+}
+
+// TakeError returns, once, the first failure on the file since the last call
+// of an operation that was logged without waiting, or that nobody waited for
+// any more (the sticky error of fsync and close); id 0: of any file. With
+// more than a thousand files in that state, an error may be told for another file.
+func (s *Session) TakeError(id proto.FileID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.TakeError(id)
+}
+
+// Sync waits until everything logged so far is applied and durable on the server.
+func (s *Session) Sync(ctx context.Context, id proto.Ident) error {
+	_, err := s.Do(ctx, id, &proto.Sync{ID: proto.RootID, All: true})
+	return err
+}
+
+// answeredLocked gives a change its outcome.
+func (s *Session) answeredLocked(seq proto.Seq, res proto.Result, err error) {
+	if f, sticky := s.log.Answer(seq, res, err); sticky {
+		s.failedLocked(f)
+	}
+	s.lighterLocked()
+}
+
+func (s *Session) failedLocked(f oplog.Failure) {
+	s.opErr = f.Err.Error()
+	s.o.Log.Warn().Err(f.Err).Uint64("seq", uint64(f.Seq)).Uint64("fid", uint64(f.ID)).Msg("a logged change failed")
+	s.upcalls.failed(f)
+}
+
+// lighterLocked wakes who waits for room in the log or for its end.
+func (s *Session) lighterLocked() {
+	close(s.lighter)
+	s.lighter = make(chan struct{})
+}

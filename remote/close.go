@@ -1,0 +1,110 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// byeTimeout is how long a goodbye may take.
+const byeTimeout = 2 * time.Second
+
+// Close takes no more changes, pushes the log until ctx ends, says goodbye and
+// closes; what still waits for an answer fails. The error tells what was not
+// delivered, or the first failure that nobody has been told of. Idempotent:
+// further calls wait for the first and return its error. Not to be called from an upcall.
+func (s *Session) Close(ctx context.Context) error {
+	s.mu.Lock()
+	again := s.closing
+	s.closing = true
+	s.mu.Unlock()
+	if again {
+		<-s.closed
+		return s.closeErr
+	}
+	err := s.push(ctx)
+	if err == nil {
+		s.bye(ctx)
+	}
+	s.mu.Lock()
+	s.over = true
+	s.setStateLocked(Closed)
+	s.mu.Unlock()
+	s.cancel()
+	s.wg.Wait()
+	s.mu.Lock()
+	if err == nil {
+		err = status.Wrap(s.log.TakeError(0), "close", s.o.Addr)
+	}
+	s.closeErr = err
+	s.mu.Unlock()
+	close(s.closed)
+	return err
+}
+
+// push waits until the log is empty.
+func (s *Session) push(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		ops, bytes := s.log.Unanswered()
+		lighter, why := s.lighter, ""
+		if s.state == Reconnecting {
+			why = ": " + s.connErr
+		}
+		s.mu.Unlock()
+		if ops == 0 {
+			return nil
+		}
+		select {
+		case <-lighter:
+		case <-ctx.Done():
+			code := status.Of(ctx.Err())
+			if why != "" {
+				code = status.Unreachable
+			}
+			return status.Newf(code, "close", "", "%d %s, %s not delivered to %s%s",
+				ops, plural(ops, "change", "changes"), size(bytes), s.o.Addr, why)
+		}
+	}
+}
+
+// bye ends the session at the server, if there is a connection.
+func (s *Session) bye(ctx context.Context) {
+	s.mu.Lock()
+	up := s.main != nil && !s.main.draining
+	if up {
+		s.setStateLocked(Closed)
+	}
+	s.mu.Unlock()
+	if !up {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, byeTimeout)
+	defer cancel()
+	if err := s.roundTrip(ctx, wire.OpBye, &wire.Empty{}, &wire.Empty{}, ""); err != nil {
+		s.o.Log.Debug().Err(err).Msg("goodbye")
+	}
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d bytes", n)
+	}
+	v, i := float64(n)/unit, 0
+	for ; v >= unit && i < 3; i++ {
+		v /= unit
+	}
+	return fmt.Sprintf("%.4g %s", v, [...]string{"KiB", "MiB", "GiB", "TiB"}[i])
+}

@@ -1,0 +1,148 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// Pauses between attempts to connect. A connection that lasted for settled was
+// a good one: the next loss begins with the shortest pause again.
+const (
+	minPause = 50 * time.Millisecond
+	maxPause = 5 * time.Second
+	settled  = 5 * time.Second
+)
+
+// keepConnected replaces the main connection whenever it is lost, until the
+// session ends. Then nothing is answered any more.
+func (s *Session) keepConnected(c *conn) {
+	defer close(s.ended)
+	pause := minPause
+	for {
+		select {
+		case <-c.gone:
+		case <-s.ctx.Done():
+			c.fail(errClosedHere)
+			return
+		}
+		if s.isClosed() {
+			return
+		}
+		if s.now()-c.born >= settled {
+			pause = minPause
+		}
+		if c = s.reconnect(&pause); c == nil {
+			return
+		}
+	}
+}
+
+var errClosedHere = errors.New("closed by this side")
+
+// reconnect tries until it has a connection, nil once the session ends.
+func (s *Session) reconnect(pause *time.Duration) *conn {
+	for {
+		select {
+		case <-time.After(*pause/2 + rand.N(*pause/2+1)):
+		case <-s.ctx.Done():
+			return nil
+		}
+		*pause = min(2**pause, maxPause)
+		if c := s.tryConnect(); c != nil {
+			return c
+		}
+	}
+}
+
+// tryConnect connects once and resumes the session; nil if that failed.
+func (s *Session) tryConnect() *conn {
+	ctx, cancel := context.WithTimeout(s.ctx, connectTimeout)
+	defer cancel()
+	req := s.resumeHello()
+	var rep wire.HelloRep
+	c, err := s.o.connect(ctx, s.o.Addr, wire.OpHello, req, &rep)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil && s.over {
+		err = errClosedHere
+	}
+	if err == nil && rep.Resumed {
+		err = s.log.Resume(rep.Applied)
+	}
+	if err != nil {
+		if c != nil {
+			c.raw.Close()
+		}
+		if status.Of(err) == status.LostSession {
+			s.id = 0
+		}
+		s.connErr = err.Error()
+		s.o.Log.Debug().Err(err).Msg("not connected yet")
+		return nil
+	}
+	if rep.Resumed {
+		s.resumes++
+	} else {
+		s.lostLocked(req.Session)
+	}
+	s.id, s.boot = rep.Session, rep.Boot
+	s.reopenLocked(req.Opens, rep.Resumed)
+	s.useLocked(c, &rep)
+	s.setStateLocked(Online)
+	s.upcalls.reset()
+	s.o.Log.Info().Str("addr", s.o.Addr).Bool("resumed", rep.Resumed).Msg("connected again")
+	return c
+}
+
+// resumeHello asks to go on with the session.
+func (s *Session) resumeHello() *wire.HelloReq {
+	req := s.o.hello()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	req.Session, req.Boot = s.id, s.boot
+	req.NextSeq = s.log.WireAcked() + 1
+	for id, o := range s.opens {
+		if o.count > 0 && len(req.Opens) < wire.MaxOpens {
+			o.granted = true
+			req.Opens = append(req.Opens, id)
+		}
+	}
+	return req
+}
+
+// lostLocked says that the server has given a new session instead of the old one.
+func (s *Session) lostLocked(old proto.SessionID) {
+	err := status.Newf(status.LostSession, "reconnect", s.o.Addr,
+		"the server does not know the session any more, so it cannot be told whether the change was applied")
+	failed := s.log.Lose(err)
+	s.o.Log.Warn().Uint64("session", uint64(old)).Int("failed", len(failed)).Msg("the server has lost the session")
+	for _, f := range failed {
+		s.failedLocked(f)
+	}
+	s.lighterLocked()
+}
+
+// useLocked makes c the main connection.
+func (s *Session) useLocked(c *conn, rep *wire.HelloRep) {
+	c.s = s
+	s.main = c
+	s.ports = newPorts(s, rep.DataPorts)
+	c.runLocked()
+}
+
+// disconnectedLocked says that the main connection is dead.
+func (s *Session) disconnectedLocked(c *conn, err error) {
+	s.main = nil
+	s.log.Disconnected()
+	if s.state == Online {
+		s.setStateLocked(Reconnecting)
+		s.connErr = err.Error()
+		s.o.Log.Info().Err(err).Str("addr", c.addr).Msg("connection lost")
+	}
+}

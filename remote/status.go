@@ -1,0 +1,73 @@
+package remote
+
+import (
+	"time"
+
+	"cagefs.dev/cage/remote/proto"
+)
+
+// State of a session's connection.
+type State int
+
+// States. A session starts Online.
+const (
+	Online State = iota
+	Reconnecting
+	Closed
+)
+
+// String is the state for people.
+func (st State) String() string {
+	switch st {
+	case Online:
+		return "online"
+	case Reconnecting:
+		return "reconnecting"
+	default:
+		return "closed"
+	}
+}
+
+// Status is what `cagefs status` shows of a session.
+type Status struct {
+	State     State
+	Addr      string
+	Export    string
+	Session   proto.SessionID
+	Since     time.Time // of the state
+	LastError string    // why it is not online, or the last failure of a logged operation
+	Unapplied int       // operations logged and not yet applied
+	Bytes     int64     // bytes of new data in them
+	DataConns int
+	Resumes   int // reconnects that went on with the session
+}
+
+// Status never blocks.
+func (s *Session) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Status{
+		State: s.state, Addr: s.o.Addr, Export: s.o.Export, Session: s.id, Since: s.since,
+		LastError: s.opErr, Resumes: s.resumes,
+	}
+	if s.state == Reconnecting {
+		st.LastError = s.connErr
+	}
+	st.Unapplied, st.Bytes = s.log.Unanswered()
+	for _, p := range s.ports {
+		if p.conn != nil {
+			st.DataConns++
+		}
+	}
+	return st
+}
+
+func (s *Session) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == Closed
+}
+
+func (s *Session) setStateLocked(st State) {
+	s.state, s.since = st, time.Now()
+}

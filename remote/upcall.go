@@ -1,0 +1,110 @@
+package remote
+
+import (
+	"context"
+	"sync"
+
+	"cagefs.dev/cage/remote/oplog"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// maxChanged is how many changes of others may wait to be told. Beyond it they
+// are forgotten together, and Reset is told instead.
+const maxChanged = 4096
+
+// upcalls tells the session's owner what happened, from one goroutine, in order.
+type upcalls struct {
+	o    *Options
+	wake chan struct{} // holds one
+
+	mu      sync.Mutex
+	events  []event // guarded by mu
+	changes int     // guarded by mu; Changed among events
+}
+
+// event is exactly one of its fields; none: a reset.
+type event struct {
+	changed *wire.Changed
+	failed  *oplog.Failure
+}
+
+func newUpcalls(o *Options) *upcalls { return &upcalls{o: o, wake: make(chan struct{}, 1)} }
+
+func (u *upcalls) changed(c wire.Changed) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.changes == maxChanged {
+		u.dropChangesLocked()
+		u.addLocked(event{})
+		return
+	}
+	u.changes++
+	u.addLocked(event{changed: &c})
+}
+
+// reset supersedes all changes that were not told yet.
+func (u *upcalls) reset() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.dropChangesLocked()
+	u.addLocked(event{})
+}
+
+func (u *upcalls) failed(f oplog.Failure) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.addLocked(event{failed: &f})
+}
+
+// dropChangesLocked keeps the failures only.
+func (u *upcalls) dropChangesLocked() {
+	kept := u.events[:0]
+	for _, e := range u.events {
+		if e.failed != nil {
+			kept = append(kept, e)
+		}
+	}
+	clear(u.events[len(kept):])
+	u.events, u.changes = kept, 0
+}
+
+func (u *upcalls) addLocked(e event) {
+	u.events = append(u.events, e)
+	select {
+	case u.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run makes the upcalls until ctx ends.
+func (u *upcalls) run(ctx context.Context) {
+	for {
+		select {
+		case <-u.wake:
+		case <-ctx.Done():
+			return
+		}
+		u.mu.Lock()
+		events := u.events
+		u.events, u.changes = nil, 0
+		u.mu.Unlock()
+		for _, e := range events {
+			u.tell(e)
+		}
+	}
+}
+
+func (u *upcalls) tell(e event) {
+	switch {
+	case e.changed != nil:
+		if u.o.Changed != nil {
+			u.o.Changed(*e.changed)
+		}
+	case e.failed != nil:
+		if u.o.Failed != nil {
+			u.o.Failed(e.failed.ID, e.failed.Seq, e.failed.Err)
+		}
+	case u.o.Reset != nil:
+		u.o.Reset()
+	}
+}
