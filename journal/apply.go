@@ -276,7 +276,7 @@ func (j *Journal) applyTruncate(r *record.Record) error {
 	if err := h.file.Truncate(int64(r.NewSize)); err != nil {
 		return err
 	}
-	return h.file.Utimes(vfs.OmitTime, int64(r.Time))
+	return h.file.Utimes(vfs.OmitTime, int64(mtimeAfter(r)))
 }
 
 // applyWrite writes the bytes of a record: data where the change still has
@@ -295,7 +295,16 @@ func (j *Journal) applyWrite(r *record.Record, data []byte) error {
 	if err != nil {
 		return errors.Join(err, revertWrite(h.file, r))
 	}
-	return h.file.Utimes(vfs.OmitTime, int64(r.Time))
+	return h.file.Utimes(vfs.OmitTime, int64(mtimeAfter(r)))
+}
+
+// mtimeAfter is the time of a file after a change of its content. What recovery
+// takes out of a file is no change of anybody's.
+func mtimeAfter(r *record.Record) proto.Time {
+	if r.Flag&record.FlagRecovered != 0 {
+		return r.OldMtime
+	}
+	return r.Time
 }
 
 // revertWrite takes a write back that failed half-way (a full disk): its

@@ -41,7 +41,11 @@ func (j *Journal) checkpointDue() bool {
 	if j.failedErr() != nil {
 		return false
 	}
-	if j.looseBytes.Load() >= maxLoose || j.logBytes()-j.ckpt.bytes >= checkpointLog {
+	every := j.opts.CheckpointBytes
+	if every == 0 {
+		every = checkpointLog
+	}
+	if j.looseBytes.Load() >= maxLoose || j.written-j.ckpt.bytes >= every {
 		return true
 	}
 	return time.Since(j.ckpt.at) >= checkpointInterval && j.log.Durable() > j.ckpt.seen
@@ -90,7 +94,7 @@ func (j *Journal) checkpoint(clean bool) error {
 	} else if err := j.log.Commit(); err != nil {
 		return err
 	}
-	j.ckpt.lsn, j.ckpt.seen, j.ckpt.at, j.ckpt.bytes = ck.lsn, j.log.Last(), time.Now(), j.logBytes()
+	j.ckpt.lsn, j.ckpt.seen, j.ckpt.at, j.ckpt.bytes = ck.lsn, j.log.Last(), time.Now(), j.written
 	return j.prune()
 }
 

@@ -318,6 +318,7 @@ func (j *Journal) commitBatch() {
 		failure := j.failure
 		j.queueMu.Unlock()
 		if failure == nil && (len(batch) > 0 || j.log.Pending() > 0) {
+			j.written += int64(j.log.Pending())
 			if err := j.log.Commit(); err != nil {
 				failure = status.Newf(status.IO, "commit", "journal", "%w", err)
 				j.fail(failure)

@@ -28,12 +28,13 @@ const DirName = ".cage"
 
 // Options of a journal.
 type Options struct {
-	FS          vfs.FS            // the export; Close leaves it open
-	SegmentSize int64             // of the log; 0: by the size of the file system, at most 64 MiB
-	HistoryCap  int64             // bytes of log and graves above which the oldest history goes; 0: a fifth of the file system
-	ReadOnly    bool              // no recovery, no writing: for tools beside a stopped server
-	Now         func() proto.Time // nil: the system's clock
-	Log         zerolog.Logger
+	FS              vfs.FS            // the export; Close leaves it open
+	SegmentSize     int64             // of the log; 0: by the size of the file system, at most 64 MiB
+	CheckpointBytes int64             // of the log between checkpoints; 0: 128 MiB
+	HistoryCap      int64             // bytes of log and graves above which the oldest history goes; 0: a fifth of the file system
+	ReadOnly        bool              // no recovery, no writing: for tools beside a stopped server
+	Now             func() proto.Time // nil: the system's clock
+	Log             zerolog.Logger
 	// Changed is called after each applied change, in order, from the commit
 	// loop: it must not block or call back.
 	Changed func(Applied)

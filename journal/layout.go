@@ -87,9 +87,14 @@ func (l *layout) add(r *record.Record) {
 	case record.Truncate:
 		if size := int64(r.NewSize); size < l.size || r.NewSize < r.OldSize {
 			l.put(extent{from: size, to: 1 << 62, kind: exZero})
+		} else { // what a torn sector left behind the old end must not show
+			l.put(extent{from: int64(r.OldSize), to: size, kind: exZero})
 		}
 		l.size = int64(r.NewSize)
 	case record.Write, record.Data:
+		if r.Kind == record.Write {
+			l.put(extent{from: int64(r.OldSize), to: int64(r.Off), kind: exZero})
+		}
 		pos := int64(0)
 		for _, p := range r.Pieces {
 			e := extent{from: int64(p.Off), to: int64(p.Off + p.Len), lsn: r.LSN}
@@ -135,10 +140,13 @@ func (r *recovery) gather() *contents {
 		}
 		return c.attrs[id]
 	}
+	var rec *record.Record
 	mtime := func(id proto.FileID, t proto.Time) {
-		attrs(id).Mtime, c.mtime[id] = t, true
+		if rec.Flag&record.FlagRecovered == 0 { // an earlier recovery has left the times as they were
+			attrs(id).Mtime, c.mtime[id] = t, true
+		}
 	}
-	for _, rec := range r.recs {
+	for _, rec = range r.recs {
 		switch rec.Kind {
 		case record.Make:
 			*attrs(rec.ID) = rec.New

@@ -62,7 +62,8 @@ type core struct {
 	idLimit proto.FileID // numbers below it are promised durably; guarded by adoptMu
 
 	// Owned by the commit loop.
-	ckpt checkpointState
+	ckpt    checkpointState
+	written int64 // log bytes committed since the start
 
 	wake     chan struct{}
 	stop     chan struct{}

@@ -104,20 +104,63 @@ func (j *Journal) planWrite(p *pending, op *proto.Write) error {
 		return err
 	}
 	defer h.release()
-	off, end := int64(op.Off), int64(op.Off)+int64(len(op.Data))
+	off, data, err := widen(h.file, info.Size, int64(op.Off), op.Data)
+	if err != nil {
+		return err
+	}
+	end := off + int64(len(data))
 	if err := j.supersede(p, op.ID, h.file, off, end, uint64(info.Size)); err != nil {
 		return err
 	}
-	r := &record.Record{Kind: record.Write, ID: op.ID, Off: op.Off, Len: uint64(len(op.Data)),
+	r := &record.Record{Kind: record.Write, ID: op.ID, Off: uint64(off), Len: uint64(len(data)),
 		OldSize: uint64(info.Size), NewSize: max(uint64(info.Size), uint64(end)), OldMtime: proto.Time(info.Mtime)}
-	if err := pieces(r, h.file, info.Size, op.Data); err != nil {
+	if err := pieces(r, h.file, info.Size, data); err != nil {
 		return err
 	}
 	if r.Pieces[0].Kind == record.PieceOver || len(r.Pieces) > 1 {
 		p.ctime = info.Ctime
 	}
-	p.id, p.data, p.recs = op.ID, op.Data, append(p.recs, r)
+	p.id, p.data, p.recs = op.ID, data, append(p.recs, r)
 	return nil
+}
+
+// widen extends a write that begins or ends inside a block of a hole by the
+// zeros around it: a sector that is torn by a power cut would otherwise leave
+// garbage in bytes that no record mentions.
+func widen(f vfs.File, size, off int64, data []byte) (int64, []byte, error) {
+	end := off + int64(len(data))
+	lo, hi := off, end
+	if b := off / block * block; b < off {
+		switch hole, err := isHole(f, b, off); {
+		case err != nil:
+			return 0, nil, err
+		case off > size:
+			lo = max(b, size)
+		case hole:
+			lo = b
+		}
+	}
+	if b := (end + block - 1) / block * block; b > end && end < size {
+		hole, err := isHole(f, end, b)
+		if err != nil {
+			return 0, nil, err
+		}
+		if hole {
+			hi = min(b, size)
+		}
+	}
+	if lo == off && hi == end {
+		return off, data, nil
+	}
+	wide := make([]byte, hi-lo)
+	copy(wide[off-lo:], data)
+	return lo, wide, nil
+}
+
+// isHole reports whether a range has no data.
+func isHole(f vfs.File, from, to int64) (bool, error) {
+	s, _, ok, err := f.NextData(from)
+	return err == nil && (!ok || s >= to), err
 }
 
 // pieces divides a write into what overwrites bytes, whose before-images it

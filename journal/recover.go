@@ -170,6 +170,9 @@ func (r *recovery) restoreTree(ctx context.Context) error {
 	if err := r.clearWrong(); err != nil {
 		return err
 	}
+	if err := r.remakeMissing(); err != nil {
+		return err
+	}
 	if err := r.fill(); err != nil {
 		return err
 	}
@@ -464,14 +467,6 @@ func (r *recovery) fillInode(ident vfs.Ident, busy map[proto.FileID]bool) error 
 			return err
 		}
 	}
-	if len(r.places[ident]) == 0 && len(r.parked[ident]) == 0 {
-		ok, err := r.remake(id)
-		if err != nil || !ok {
-			return err
-		}
-		n := r.j.tree.nodes[id]
-		ident = n.ident
-	}
 	for p := range wanted {
 		if err := r.fillPlace(ident, p); err != nil {
 			return err
@@ -576,43 +571,63 @@ func (r *recovery) bury(p place, info vfs.Info) error {
 	return nil
 }
 
-// remake makes an inode again that a Make record made and the cut has taken; ok
-// is false for one that vanished otherwise: a process of the server removed it.
-func (r *recovery) remake(id proto.FileID) (ok bool, err error) {
-	rec := r.made[id]
-	if id == 0 {
-		return false, nil
+// remakeMissing makes the inodes again that Make records made and the cut has
+// taken, in the stage; the log has their new identities before they get their
+// names (step 7).
+func (r *recovery) remakeMissing() error {
+	for _, ident := range sortedIdents(r.want) {
+		if len(r.places[ident]) > 0 || len(r.parked[ident]) > 0 {
+			continue
+		}
+		id := r.owner[ident]
+		if r.made[id] == nil { // a process of the server removed it
+			delete(r.want, ident)
+			r.vanished(id)
+			continue
+		}
+		if err := r.remake(id, ident); err != nil {
+			return err
+		}
 	}
-	if rec == nil {
-		r.vanished(id)
-		return false, nil
-	}
-	fresh := *rec
-	if err := r.j.stageInode(&fresh); err != nil {
-		return false, err
-	}
+	return r.j.log.Commit()
+}
+
+func (r *recovery) remake(id proto.FileID, old vfs.Ident) error {
 	t := r.j.tree
-	n := t.nodes[id]
-	if t.byIno[n.ident.Ino] == id {
-		delete(t.byIno, n.ident.Ino)
+	fresh := *r.made[id]
+	if info, err := t.stage.Stat(stageName(id)); err == nil { // of a recovery that was cut before it logged it
+		if err := removeTree(t.stage, stageName(id), info); err != nil {
+			return err
+		}
 	}
-	n.ident = vfs.Ident(fresh.Inode)
-	t.putLocked(n)
-	r.parked[n.ident] = []string{stageName(id)}
-	r.want[n.ident], r.owner[n.ident] = r.want[vfs.Ident(rec.Inode)], id
-	if n.typ == proto.ModeDir {
+	if err := r.j.stageInode(&fresh); err != nil {
+		return err
+	}
+	rec := &record.Record{Kind: record.Adopt, Flag: record.FlagRecovered, ID: id, Inode: fresh.Inode}
+	if err := r.j.log.Append(rec); err != nil {
+		return err
+	}
+	t.apply(rec)
+	ident := vfs.Ident(fresh.Inode)
+	r.parked[ident] = []string{stageName(id)}
+	r.want[ident], r.owner[ident] = r.want[old], id
+	delete(r.want, old)
+	if fresh.New.Mode&proto.ModeType == proto.ModeDir {
 		d, err := t.stage.OpenDir(stageName(id))
 		if err != nil {
-			return false, err
+			return err
 		}
 		r.opened[id] = d
 	}
 	r.report.Remade++
-	return true, nil
+	return nil
 }
 
 // vanished forgets a file that was there at the checkpoint and is nowhere now.
 func (r *recovery) vanished(id proto.FileID) {
+	if id == 0 {
+		return
+	}
 	t := r.j.tree
 	path, _ := t.path(id)
 	r.report.Strangers = append(r.report.Strangers, path+" (gone)")

@@ -182,6 +182,14 @@ func (t *table) apply(r *record.Record) {
 	at := place{r.Dir, r.Name}
 	switch r.Kind {
 	case record.Adopt, record.Make:
+		if n != nil && r.Flag&record.FlagRecovered != 0 { // recovery made it again
+			if t.byIno[n.ident.Ino] == n.id {
+				delete(t.byIno, n.ident.Ino)
+			}
+			n.ident = vfs.Ident(r.Inode)
+			t.putLocked(n)
+			break
+		}
 		if n != nil { // a checkpoint has it already
 			t.nameLocked(n, at)
 			break

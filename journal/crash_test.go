@@ -1,0 +1,403 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// shot is all that clients can see of an export: path to attributes, and file contents.
+type shot struct {
+	attrs    map[string]string
+	contents map[string][]byte
+	ids      map[proto.FileID]string
+}
+
+// snapshot walks an export through its journal.
+func snapshot(t testing.TB, j *Journal) shot {
+	t.Helper()
+	s := shot{map[string]string{}, map[string][]byte{}, map[proto.FileID]string{}}
+	var walk func(id proto.FileID, path string)
+	walk = func(id proto.FileID, path string) {
+		require.NoError(t, j.ReadDir(id, 0, true, func(e proto.DirEntry) bool {
+			a, p := e.Attr, path+"/"+e.Name
+			require.NotZero(t, a.ID, p)
+			line := fmt.Sprintf("fid %d %o nlink %d %d:%d", a.ID, a.Mode, a.Nlink, a.UID, a.GID)
+			if a.IsDir() {
+				line = fmt.Sprintf("fid %d %o %d:%d", a.ID, a.Mode, a.UID, a.GID)
+			}
+			if a.Type() != proto.ModeSymlink {
+				line += fmt.Sprintf(" mtime %d", a.Mtime)
+			}
+			names, err := j.ListXattr(a.ID)
+			require.NoError(t, err)
+			slices.Sort(names)
+			for _, n := range names {
+				v, err := j.GetXattr(a.ID, n)
+				require.NoError(t, err)
+				line += fmt.Sprintf(" %s=%x", n, v)
+			}
+			s.ids[a.ID] = p
+			switch a.Type() {
+			case proto.ModeSymlink:
+				target, err := j.Readlink(a.ID)
+				require.NoError(t, err)
+				line += " -> " + target
+			case proto.ModeRegular:
+				b := make([]byte, a.Size)
+				n, err := j.ReadAt(a.ID, b, 0)
+				require.NoError(t, err)
+				require.Equal(t, len(b), n)
+				s.contents[p] = b
+			case proto.ModeDir:
+				defer walk(a.ID, p)
+			}
+			s.attrs[p] = line
+			return true
+		}))
+	}
+	walk(proto.RootID, "")
+	return s
+}
+
+// diff tells how got differs from want, bytes in missing ranges aside.
+func (want shot) diff(got shot, missing []Missing) string {
+	var out strings.Builder
+	lost := map[string][]Missing{}
+	for _, m := range missing {
+		p := want.ids[m.ID]
+		lost[p] = append(lost[p], m)
+	}
+	for _, p := range slices.Sorted(maps.Keys(want.attrs)) {
+		if g, ok := got.attrs[p]; !ok {
+			fmt.Fprintf(&out, "%s is missing\n", p)
+		} else if g != want.attrs[p] {
+			fmt.Fprintf(&out, "%s is %q, want %q\n", p, g, want.attrs[p])
+		}
+		a, b := bytes.Clone(want.contents[p]), bytes.Clone(got.contents[p])
+		for _, m := range lost[p] {
+			end := min(m.Off+m.Len, uint64(len(a)))
+			if end >= uint64(len(a)) && uint64(len(b)) < uint64(len(a)) { // cut off
+				b = append(b, make([]byte, uint64(len(a))-uint64(len(b)))...)
+			}
+			if m.Off < end && end <= uint64(len(b)) {
+				clear(a[m.Off:end])
+				clear(b[m.Off:end])
+			}
+		}
+		if !bytes.Equal(a, b) {
+			i := 0
+			for i < len(a) && i < len(b) && a[i] == b[i] {
+				i++
+			}
+			fmt.Fprintf(&out, "%s: %d bytes, want %d; differs from byte %d; missing %v\n", p, len(b), len(a), i, lost[p])
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(got.attrs)) {
+		if _, ok := want.attrs[p]; !ok {
+			fmt.Fprintf(&out, "%s should not be there\n", p)
+		}
+	}
+	return out.String()
+}
+
+// storm makes random changes of an export, as one session.
+type storm struct {
+	*testExport
+	rng   *rand.Rand
+	dirs  []proto.FileID
+	names []string
+	fresh map[proto.FileID][]span // bytes written since the file's last sync
+}
+
+func newStorm(e *testExport, rng *rand.Rand) *storm {
+	s := &storm{testExport: e, rng: rng, dirs: []proto.FileID{proto.RootID}, fresh: map[proto.FileID][]span{}}
+	for i := range 8 {
+		s.names = append(s.names, "n"+strconv.Itoa(i))
+	}
+	return s
+}
+
+func (s *storm) name() string { return s.names[s.rng.IntN(len(s.names))] }
+
+func (s *storm) dir() proto.FileID { return s.dirs[s.rng.IntN(len(s.dirs))] }
+
+func (s *storm) any() (proto.Attr, bool) {
+	a, err := s.Lookup(s.dir(), s.name())
+	return a, err == nil
+}
+
+func (s *storm) regular() (proto.Attr, bool) {
+	for range 20 {
+		if a, ok := s.any(); ok && a.IsRegular() {
+			return a, true
+		}
+	}
+	return proto.Attr{}, false
+}
+
+// step is one random operation; failures of the operation itself are part of it.
+func (s *storm) step() error {
+	err := s.try()
+	switch status.Of(err) {
+	case status.IO, status.Internal, status.Damaged, status.Invalid + 1000:
+		return err
+	}
+	return nil
+}
+
+func (s *storm) try() error {
+	r := s.rng
+	switch r.IntN(16) {
+	case 0, 1, 2:
+		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeRegular | uint32(r.IntN(0o1000))})
+		if err == nil {
+			return s.write(res.Attr)
+		}
+		return err
+	case 3:
+		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeDir | 0o700})
+		if err == nil && len(s.dirs) < 12 {
+			s.dirs = append(s.dirs, res.ID)
+		}
+		return err
+	case 4:
+		_, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeSymlink, Target: "to/" + s.name()})
+		return err
+	case 5, 6, 7, 8:
+		if a, ok := s.regular(); ok {
+			return s.write(a)
+		}
+	case 9:
+		if a, ok := s.regular(); ok {
+			_, err := s.do(&proto.SetAttr{ID: a.ID, Mask: proto.SetSize, Size: uint64(r.IntN(int(a.Size) + 9000))})
+			return err
+		}
+	case 10, 11:
+		_, err := s.do(&proto.Rename{Dir: s.dir(), Name: s.name(), NewDir: s.dir(), NewName: s.name(), Flags: uint32([]int{0, 0, 0, 1, 2}[r.IntN(5)])})
+		return err
+	case 12:
+		_, err := s.do(&proto.Remove{Dir: s.dir(), Name: s.name(), IsDir: r.IntN(3) == 0})
+		return err
+	case 13:
+		if a, ok := s.any(); ok {
+			_, err := s.do(&proto.Link{ID: a.ID, Dir: s.dir(), Name: s.name()})
+			return err
+		}
+	case 14:
+		if a, ok := s.any(); ok {
+			if r.IntN(2) == 0 {
+				_, err := s.do(&proto.SetXattr{ID: a.ID, Name: "user." + s.name(), Value: []byte(s.name())})
+				return err
+			}
+			_, err := s.do(&proto.SetAttr{ID: a.ID, Mask: proto.SetMode | proto.SetMtime | proto.SetUID, Mode: uint32(r.IntN(0o1000)),
+				Mtime: proto.Time(r.IntN(1 << 40)), UID: uint32(r.IntN(3))})
+			return err
+		}
+	case 15:
+		if a, ok := s.regular(); ok {
+			_, err := s.do(&proto.Sync{ID: a.ID})
+			if err == nil {
+				delete(s.fresh, a.ID)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *storm) write(a proto.Attr) error {
+	r := s.rng
+	off := r.IntN(int(a.Size) + 5000)
+	if r.IntN(2) == 0 {
+		off = off / 4096 * 4096
+	}
+	data := make([]byte, 1+r.IntN([]int{100, 5000, 20000}[r.IntN(3)]))
+	for i := range data {
+		data[i] = byte(r.Uint32())
+	}
+	s.fresh[a.ID] = addSpan(s.fresh[a.ID], span{int64(off), int64(off + len(data))})
+	_, err := s.do(&proto.Write{ID: a.ID, Off: uint64(off), Data: data})
+	return err
+}
+
+// crashRuns is how many storms a test makes, seed how they are repeated.
+func crashRuns(t *testing.T, short int) (runs int, seed uint64) {
+	runs, seed = short, 1
+	if v := os.Getenv("CAGE_CRASH_RUNS"); v != "" {
+		n, err := strconv.Atoi(v)
+		require.NoError(t, err)
+		runs = n
+	}
+	if v := os.Getenv("CAGE_SEED"); v != "" {
+		n, err := strconv.ParseUint(v, 10, 64)
+		require.NoError(t, err)
+		runs, seed = 1, n
+	}
+	return runs, seed
+}
+
+// TestCrashAtEverySync cuts the power before every sync that a storm of
+// operations causes, and at random points between operations: what recovery finds is
+// the state after all answered operations, or with the one under way, less
+// bytes that nobody had synced, which it lists. Repeat with CAGE_SEED=n.
+func TestCrashAtEverySync(t *testing.T) {
+	runs, first := crashRuns(t, 12)
+	cuts := 0
+	for i := range runs {
+		cuts += crashStorm(t, first+uint64(i), 60)
+	}
+	t.Logf("%d cuts", cuts)
+	require.Greater(t, cuts, runs*60)
+}
+
+type cut struct {
+	disk  *vfs.Mem
+	fresh map[proto.FileID][]span
+	after int // operations that were answered
+	idle  bool
+	what  string
+}
+
+func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	cutRng := rand.New(rand.NewPCG(seed, 2))
+	disk := vfs.NewMem(seed)
+	var cuts []cut
+	var s *storm
+	var states []shot // after each operation
+	disk.OnSync = func(n int) {
+		if s != nil {
+			cuts = append(cuts, cut{disk: disk.Crash(cutRng), after: len(states) - 1, what: fmt.Sprintf("sync %d", n)})
+		}
+	}
+	e, _ := openOn(t, disk)
+	states = []shot{snapshot(t, e.Journal)}
+	s = newStorm(e, rng)
+	s.did = func() {
+		states = append(states, snapshot(t, e.Journal))
+		cuts = append(cuts, cut{disk: disk.Crash(cutRng), after: len(states) - 1, idle: true, what: "after the answer"})
+	}
+	for step := range steps {
+		cuts, states = nil, states[len(states)-1:]
+		fresh := maps.Clone(s.fresh)
+		require.NoError(t, s.step(), "seed %d step %d", seed, step)
+		for id, f := range s.fresh {
+			fresh[id] = f
+		}
+		for _, c := range cuts {
+			n++
+			if c.fresh = fresh; c.idle && c.after == len(states)-1 {
+				c.fresh = s.fresh
+			}
+			right := states[c.after:min(c.after+2, len(states))]
+			if c.idle {
+				right = right[:1]
+			}
+			if problem := checkCut(t, c, right); problem != "" {
+				t.Fatalf("CAGE_SEED=%d step %d, cut at %s:\n%s", seed, step, c.what, problem)
+			}
+		}
+	}
+	s = nil
+	require.NoError(t, e.Close())
+	return n
+}
+
+// checkCut recovers a cut disk, twice, and compares it with the states that it may be in.
+func checkCut(t *testing.T, c cut, states []shot) string {
+	again := c.disk.Clone()
+	var problem string
+	j, rep, err := Open(context.Background(), Options{FS: c.disk, SegmentSize: 256 << 10, HistoryCap: 1 << 40})
+	if err != nil {
+		return err.Error()
+	}
+	got := snapshot(t, j)
+	for _, m := range rep.Missing {
+		if !within(c.fresh[m.ID], m) {
+			problem += fmt.Sprintf("missing bytes that were synced: %+v, fresh are %v\n", m, c.fresh[m.ID])
+		}
+	}
+	ok := false
+	for _, want := range states {
+		d := want.diff(got, rep.Missing)
+		if d == "" {
+			ok = true
+			break
+		}
+		problem += "compared with a state that would be right:\n" + d
+	}
+	if ok {
+		problem = ""
+	}
+	if problem != "" && os.Getenv("CAGE_SEED") != "" {
+		dumpLog(j)
+		fmt.Printf("%+v\n", rep)
+	}
+	if err := j.Close(); err != nil {
+		return err.Error()
+	}
+	if problem != "" {
+		return problem
+	}
+	return checkInterruptedRecovery(t, again, got, rep)
+}
+
+// within reports whether missing bytes lie in spans, rounded to blocks.
+func within(fresh []span, m Missing) bool {
+	for b := int64(m.Off) / block * block; b < int64(m.Off+m.Len); b += block {
+		ok := false
+		for _, s := range fresh {
+			ok = ok || s.from < b+block && s.to > b
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// checkInterruptedRecovery cuts recovery itself at one of its syncs and recovers again.
+func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Report) string {
+	rng := rand.New(rand.NewPCG(uint64(rep.Last), 3))
+	at, second := 1+rng.IntN(4), (*vfs.Mem)(nil)
+	disk.OnSync = func(n int) {
+		if n == at {
+			second = disk.Crash(rng)
+		}
+	}
+	j, _, err := Open(context.Background(), Options{FS: disk, SegmentSize: 256 << 10, HistoryCap: 1 << 40})
+	if err != nil {
+		return err.Error()
+	}
+	disk.OnSync = nil
+	if err := j.Close(); err != nil || second == nil {
+		return ""
+	}
+	j, rep2, err := Open(context.Background(), Options{FS: second, SegmentSize: 256 << 10, HistoryCap: 1 << 40})
+	if err != nil {
+		return "after a cut in recovery: " + err.Error()
+	}
+	defer j.Close()
+	if d := want.diff(snapshot(t, j), append(rep.Missing, rep2.Missing...)); d != "" {
+		if os.Getenv("CAGE_SEED") != "" {
+			dumpLog(j)
+			fmt.Printf("%+v\n%+v\n", rep, rep2)
+		}
+		return "after a cut in recovery:\n" + d
+	}
+	return ""
+}
