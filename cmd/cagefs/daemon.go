@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"cagefs.dev/cage/cmd/internal/cli"
+	"cagefs.dev/cage/cmd/internal/control"
+	"cagefs.dev/cage/fusefs"
+	"cagefs.dev/cage/pagecache"
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/page"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// daemon is a running mount: the session with its server, the pages, the mount
+// in the kernel and the control socket.
+type daemon struct {
+	// Set at construction.
+	spec    *spec
+	root    root
+	session *remote.Session
+	cache   *pagecache.Cache
+	log     zerolog.Logger
+	mounted time.Time
+
+	mount atomic.Pointer[fusefs.Mounted] // nil until it works
+}
+
+// root is the directory of the export that a mount shows.
+type root struct {
+	attr proto.Attr
+	sub  string    // below the export
+	at   proto.LSN // 0: now
+}
+
+// runForeground mounts and stays until the mount is gone.
+func runForeground(ctx context.Context, m *spec, std cli.Std) error {
+	parent := newAnnouncer()
+	if parent.background() {
+		signal.Ignore(unix.SIGHUP)
+	}
+	err := run(ctx, m, std, parent)
+	parent.announce(err)
+	return err
+}
+
+func run(ctx context.Context, m *spec, std cli.Std, parent *announcer) error {
+	log, err := cli.NewLog(std.Err, m.opts.logLevel)
+	if err != nil {
+		return err
+	}
+	if err := cli.PrepareDaemon(); err != nil {
+		return err
+	}
+	d, err := start(ctx, m, log)
+	if err != nil {
+		return err
+	}
+	socket, err := d.listen()
+	if err != nil {
+		return errors.Join(err, d.stop(ctx, true))
+	}
+	defer socket.Close()
+	// The directory in which the command was typed is nobody's business any more.
+	if parent.background() {
+		_ = os.Chdir("/")
+	}
+	parent.announce(nil)
+	log.Info().Str("source", m.source.String()).Str("mountpoint", m.mountpoint).Msg("mounted")
+	return d.wait(ctx)
+}
+
+// start connects, finds the directory and the moment, and mounts. After an
+// error nothing is left of it.
+func start(ctx context.Context, m *spec, log zerolog.Logger) (d *daemon, err error) {
+	dir, err := auth.DefaultKeyringDir()
+	if err != nil {
+		return nil, err
+	}
+	d = &daemon{spec: m, log: log, mounted: time.Now()}
+	d.cache = pagecache.New(pagecache.Options{PageSize: page.Size(m.opts.pageSize), Bytes: int64(m.opts.cacheSize)})
+	defer func() {
+		if err != nil {
+			d.cache.Close()
+		}
+	}()
+	// Its moment is not part of an export's name, which has no @.
+	export, _, _ := strings.Cut(m.source.Export, "@")
+	d.session, err = remote.Dial(ctx, remote.Options{
+		Addr: m.source.Addr(), Export: export, ReadOnly: m.opts.readOnly,
+		Keys: auth.OpenKeyring(dir), Software: cli.Software("cagefs"), Patience: m.opts.soft, DataPort: true, Log: log,
+		Changed: d.changed, Reset: d.reset, Failed: d.failed,
+	})
+	if err != nil {
+		return nil, dialError(m.source, err)
+	}
+	defer func() {
+		if err != nil {
+			d.session.Close(ctx)
+		}
+	}()
+	if d.root, err = findRoot(ctx, d.session, m.source, time.Now()); err != nil {
+		return nil, err
+	}
+	mount, err := fusefs.Mount(m.mountpoint, fusefs.Options{
+		Session: d.session, Cache: d.cache, Root: d.root.attr, At: d.root.at, Source: m.source.String(),
+		ReadOnly: m.opts.readOnly || d.session.Hello().ReadOnly, AllowOther: m.opts.allowOther, Debug: m.opts.debug, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.mount.Store(mount)
+	return d, nil
+}
+
+// dialError adds what helps somebody who just typed a host.
+func dialError(src cli.Source, err error) error {
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return status.Newf(status.Unreachable, "", src.Addr(), "connection refused (is cageserverd running on %s?)", src.Host)
+	case errors.Is(err, status.UnknownExport):
+		return status.Newf(status.UnknownExport, "", src.String(), "the server has no such export")
+	}
+	return err
+}
+
+// findRoot finds what a source names: PATH@MOMENT is a path at a moment, unless
+// there is a path of that name.
+func findRoot(ctx context.Context, s *remote.Session, src cli.Source, now time.Time) (root, error) {
+	h := wire.ReqHeader{Ident: ownIdent()}
+	whole := src.Export
+	if src.Path != "" {
+		whole += "/" + src.Path
+	}
+	export, sub, _ := strings.Cut(whole, "/")
+	if !strings.Contains(export, "@") {
+		attr, err := s.Resolve(ctx, h, sub)
+		if err == nil && !attr.IsDir() {
+			err = status.New(status.NotDir, "", src.String())
+		}
+		if err == nil || status.Of(err) != status.NotFound {
+			return root{attr: attr, sub: sub}, err
+		}
+	}
+	path, moment, ok := proto.SplitMoment(whole, now)
+	if !ok {
+		return root{}, status.New(status.NotFound, "", src.String())
+	}
+	rep, err := s.Moment(ctx, moment)
+	if err != nil {
+		return root{}, status.Wrap(err, "", src.String())
+	}
+	_, sub, _ = strings.Cut(path, "/")
+	h.At = rep.LSN
+	attr, err := s.Resolve(ctx, h, sub)
+	if err == nil && !attr.IsDir() {
+		err = status.New(status.NotDir, "", src.String())
+	}
+	return root{attr: attr, sub: sub, at: rep.LSN}, err
+}
+
+// ownIdent is the identity of this process itself.
+func ownIdent() proto.Ident {
+	id := proto.Ident{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), PID: uint32(os.Getpid()), PGID: uint32(unix.Getpgrp()), Comm: "cagefs"}
+	groups, _ := os.Getgroups()
+	for _, g := range groups {
+		id.Groups = append(id.Groups, uint32(g))
+	}
+	return id
+}
+
+// Upcalls of the session. Before the mount works nothing is cached.
+
+func (d *daemon) changed(c wire.Changed) {
+	if m := d.mount.Load(); m != nil {
+		m.Changed(c)
+	}
+}
+
+func (d *daemon) reset() {
+	if m := d.mount.Load(); m != nil {
+		m.Reset()
+	}
+}
+
+func (d *daemon) failed(id proto.FileID, seq proto.Seq, err error) {
+	if m := d.mount.Load(); m != nil {
+		m.Failed(id, seq, err)
+	}
+	d.log.Error().Err(err).Stringer("file", id).Uint64("operation", uint64(seq)).Msg("a change that was accepted failed on the server")
+}
+
+// listen opens the control socket.
+func (d *daemon) listen() (*control.Server, error) {
+	m, err := control.At(d.spec.mountpoint)
+	if err != nil {
+		return nil, status.Wrap(err, "mount", d.spec.mountpoint)
+	}
+	return control.Listen(context.Background(), m.Dev, d)
+}
+
+// wait stays until the mount is gone: by umount, by umount(8) or by a signal.
+// Everything is delivered then, or the error says what is not.
+func (d *daemon) wait(ctx context.Context) error {
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		d.mount.Load().Wait()
+	}()
+	select {
+	case <-gone:
+		d.log.Info().Msg("unmounted")
+		defer d.cache.Close()
+		return d.stop(ctx, false)
+	case <-ctx.Done():
+	}
+	d.log.Info().Msg("told to end: unmounting")
+	return d.stop(context.Background(), true)
+}
+
+// signalPatience is how long a mount that was told to end goes on delivering.
+const signalPatience = 30 * time.Second
+
+// stop unmounts where that is still to be done, at once even when it is in use,
+// delivers what is left and ends the session. A further signal ends the waiting.
+func (d *daemon) stop(ctx context.Context, unmount bool) error {
+	ctx, cancel := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	defer cancel()
+	if unmount {
+		var end context.CancelFunc
+		ctx, end = context.WithTimeout(ctx, signalPatience)
+		defer end()
+		if err := d.mount.Load().Unmount(ctx); err != nil {
+			d.log.Warn().Err(err).Msg("detaching the mount instead")
+			if err := d.mount.Load().Detach(); err != nil {
+				d.log.Error().Err(err).Msg("the mount stays, without anybody who answers")
+			}
+		}
+	}
+	if err := d.session.Close(ctx); err != nil {
+		return fmt.Errorf("not everything was delivered: %w", err)
+	}
+	return nil
+}

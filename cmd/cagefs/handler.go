@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"cagefs.dev/cage/cmd/internal/cli"
+	"cagefs.dev/cage/cmd/internal/control"
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/status"
+)
+
+// What the control socket asks of a running mount.
+
+// Where implements control.Handler.
+func (d *daemon) Where() control.Where {
+	return control.Where{Addr: d.spec.source.Addr(), Export: d.session.Status().Export, Sub: d.root.sub, At: d.root.at}
+}
+
+// stateNames are the connection's states in words.
+var stateNames = map[remote.State]string{remote.Online: "online", remote.Reconnecting: "reconnecting", remote.Closed: "closed"}
+
+// Status implements control.Handler.
+func (d *daemon) Status() control.Status {
+	s := d.session.Status()
+	return control.Status{
+		Mountpoint: d.spec.mountpoint, Source: d.spec.source.String(), Addr: s.Addr,
+		ReadOnly: d.spec.opts.readOnly || d.session.Hello().ReadOnly || d.root.at != 0, At: d.root.at,
+		Software: cli.Software("cagefs"), PID: os.Getpid(), Mounted: d.mounted,
+		State: stateNames[s.State], Since: s.Since, LastError: s.LastError,
+		Unapplied: s.Unapplied, Bytes: s.Bytes, DataConns: s.DataConns, Resumes: s.Resumes,
+	}
+}
+
+// Stats implements control.Handler.
+func (d *daemon) Stats() control.Stats {
+	c := d.cache.Stats()
+	return control.Stats{
+		Pages: c.Pages, Bytes: c.Bytes, Budget: c.Budget, Hits: c.Hits, Misses: c.Misses,
+		ReadAheads: c.ReadAheads, Evictions: c.Evictions, Files: c.Files,
+	}
+}
+
+// Sync implements control.Handler. It also reports a failure that no caller
+// has been told of yet.
+func (d *daemon) Sync(ctx context.Context) error {
+	if err := d.session.Sync(ctx, ownIdent()); err != nil {
+		return d.undelivered(err)
+	}
+	return d.session.TakeError(0)
+}
+
+// undelivered says what did not reach the server.
+func (d *daemon) undelivered(err error) error {
+	s := d.session.Status()
+	if s.Unapplied == 0 {
+		return err
+	}
+	return status.Newf(status.Of(err), "", "", "%d changes (%s of data) are not delivered: %w", s.Unapplied, cli.Size(s.Bytes).Short(), err)
+}
+
+// Umount implements control.Handler: nothing is unmounted that was not delivered.
+func (d *daemon) Umount(ctx context.Context) error {
+	if err := d.Sync(ctx); err != nil {
+		return fmt.Errorf("still mounted: %w", err)
+	}
+	return d.mount.Load().Unmount(ctx)
+}

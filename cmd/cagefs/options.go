@@ -1,0 +1,112 @@
+package main
+
+import (
+	"math/bits"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"cagefs.dev/cage/cmd/internal/cli"
+)
+
+// options are the flags of mount.
+type options struct {
+	foreground bool
+	debug      bool
+	readOnly   bool
+	allowOther bool
+	soft       time.Duration
+	hard       bool
+	cacheSize  cli.Size
+	pageSize   cli.Size
+	logFile    string
+	logLevel   string
+	o          []string
+}
+
+// Geometry of pages that the cache takes.
+const (
+	minPage = 4 << 10
+	maxPage = 4 << 20
+)
+
+func (o *options) register(fs *pflag.FlagSet) {
+	fs.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
+	fs.BoolVarP(&o.debug, "debug", "d", false, "foreground, with a log of all that happens")
+	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, soft=TIME, hard, cache_size=SIZE, page_size=SIZE, as -o a,b=c")
+	fs.BoolVar(&o.readOnly, "read-only", false, "refuse changes")
+	fs.BoolVar(&o.allowOther, "allow-other", false, "let other users in (root's mounts do)")
+	fs.DurationVar(&o.soft, "soft", 30*time.Second, "wait so long for a server that is gone, then fail with an error")
+	fs.BoolVar(&o.hard, "hard", false, "wait for ever; waiting processes can be killed")
+	o.cacheSize, o.pageSize = 256<<20, 128<<10
+	fs.Var(&o.cacheSize, "cache-size", "memory for pages")
+	fs.Var(&o.pageSize, "page-size", "size of a page: 4KiB to 4MiB, a power of two")
+	fs.StringVar(&o.logFile, "log-file", "", "log of a mount in the background (default $XDG_STATE_HOME/cage, /var/log/cage for root)")
+	fs.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+// settable are the flags that -o may set, under their names there; "-" and "_"
+// are equal. ro is the usual name of read-only.
+var settable = []string{"read-only", "allow-other", "soft", "hard", "cache-size", "page-size", "log-file", "log-level", "debug"}
+
+// ignored are options of mount(8) and fstab that say nothing to a mount of Cage,
+// or what it does anyway.
+var ignored = []string{
+	"rw", "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "group", "_netdev", "nofail",
+	"async", "atime", "relatime", "dev", "suid", "exec", "default_permissions", "nonempty",
+}
+
+// finish applies -o and checks the whole.
+func (o *options) finish(fs *pflag.FlagSet) error {
+	for _, list := range o.o {
+		for opt := range strings.SplitSeq(list, ",") {
+			if err := o.set(fs, opt); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case o.hard && fs.Changed("soft"):
+		return cli.Usage("soft and hard exclude each other")
+	case o.soft <= 0:
+		return cli.Usage("--soft %v: the time must be positive", o.soft)
+	case o.pageSize < minPage || o.pageSize > maxPage || bits.OnesCount64(uint64(o.pageSize)) != 1:
+		return cli.Usage("--page-size %s: not a power of two from 4KiB to 4MiB", o.pageSize.Short())
+	case o.cacheSize < 16*o.pageSize:
+		return cli.Usage("--cache-size %s: less than 16 pages of %s", o.cacheSize.Short(), o.pageSize.Short())
+	}
+	if o.hard {
+		o.soft = 0
+	}
+	if o.debug {
+		o.foreground, o.logLevel = true, "debug"
+	}
+	return nil
+}
+
+func (o *options) set(fs *pflag.FlagSet, opt string) error {
+	name, value, has := strings.Cut(opt, "=")
+	if name == "" || slices.Contains(ignored, name) || strings.HasPrefix(name, "x-") || name == "comment" {
+		return nil
+	}
+	flag := strings.ReplaceAll(name, "_", "-")
+	if name == "ro" {
+		flag = "read-only"
+	}
+	f := fs.Lookup(flag)
+	if f == nil || !slices.Contains(settable, flag) {
+		return cli.Usage("unknown option -o %s (see cagefs mount --help)", name)
+	}
+	if !has {
+		if f.NoOptDefVal == "" {
+			return cli.Usage("-o %s needs a value", name)
+		}
+		value = f.NoOptDefVal
+	}
+	if err := fs.Set(flag, value); err != nil {
+		return cli.Usage("-o %s: no value for it: %q", name, value)
+	}
+	return nil
+}
