@@ -120,6 +120,7 @@ func amount(rng *rand.Rand, n int) int {
 func (d *filedata) crash(survived uint64, rng *rand.Rand) content {
 	c := d.stable.copy()
 	arrival := [...]int{0, 1, 8, 15, 16}[rng.IntN(5)] // of 16 sectors, so many arrived
+	rot := rng.IntN(4) == 0                           // garbage may be found
 	var lostCuts []cut
 	for i, e := range d.epochs {
 		final := &e.final
@@ -140,7 +141,7 @@ func (d *filedata) crash(survived uint64, rng *rand.Rand) content {
 			switch {
 			case off >= c.size:
 			case lostCuts != nil && !(had && spared(lostCuts, off)):
-			case !had && rng.IntN(32) == 0:
+			case !had && rot && rng.IntN(16) == 0:
 				var garbage [sectorSize]byte
 				for i := 0; i < sectorSize; i += 8 {
 					binary.NativeEndian.PutUint64(garbage[i:], rng.Uint64())

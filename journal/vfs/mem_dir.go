@@ -301,6 +301,8 @@ func (d *memDir) Rename(name string, to Dir, newname string, flags uint) error {
 	exchange := flags == RenameExchange
 	oldID, old, _ := m.lookup(toDir, newname)
 	switch {
+	case toDir.Nlink == 0:
+		return syscall.ENOENT
 	case old != nil && flags == RenameNoReplace:
 		return syscall.EEXIST
 	case old == nil && exchange:
@@ -314,8 +316,6 @@ func (d *memDir) Rename(name string, to Dir, newname string, flags uint) error {
 		return syscall.ENOTEMPTY
 	case oldID == id:
 		return nil
-	case toDir.Nlink == 0:
-		return syscall.ENOENT
 	case old == nil || exchange:
 	case n.isDir() && !old.isDir():
 		return syscall.ENOTDIR

@@ -22,8 +22,19 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, syscall.EINVAL
 	}
-	n, err := f.h.WriteAt(p, off)
-	return n, errnoOf(err)
+	// Not os.File.WriteAt: that forgets what was written before an error.
+	done := 0
+	for done < len(p) {
+		err := f.h.do(func(fd int) error {
+			n, err := unix.Pwrite(fd, p[done:], off+int64(done))
+			done += max(n, 0)
+			return err
+		})
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
 }
 
 func (f *osFile) Truncate(size int64) error {
