@@ -1,0 +1,281 @@
+package fusefs
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// blockSize is what stat(2) recommends for reads and writes: programs that go
+// by it make requests of a size that is worth the way to the daemon.
+const blockSize = 128 << 10
+
+// patience is how long statfs and the attributes of the mount's root wait for
+// a server that seems to be there, before they are answered from memory.
+const patience = time.Second
+
+// fillAttr turns attributes into the kernel's form.
+func fillAttr(out *fuse.Attr, a *proto.Attr) {
+	*out = fuse.Attr{
+		Ino: uint64(a.ID), Size: a.Size, Blocks: a.Blocks, Mode: a.Mode, Nlink: a.Nlink,
+		Owner: fuse.Owner{Uid: a.UID, Gid: a.GID}, Rdev: a.Rdev, Blksize: blockSize,
+	}
+	out.Atime, out.Atimensec = splitTime(a.Atime)
+	out.Mtime, out.Mtimensec = splitTime(a.Mtime)
+	out.Ctime, out.Ctimensec = splitTime(a.Ctime)
+}
+
+// splitTime is seconds and nanoseconds; before 1970 the seconds are negative in two's complement.
+func splitTime(t proto.Time) (sec uint64, nsec uint32) {
+	s, n := int64(t)/1e9, int64(t)%1e9
+	if n < 0 {
+		s, n = s-1, n+1e9
+	}
+	return uint64(s), uint32(n)
+}
+
+// joinTime is the reverse. Times that a proto.Time cannot hold become the nearest that it can.
+func joinTime(sec uint64, nsec uint32) proto.Time {
+	const most = int64(1<<63-1) / 1e9
+	s := int64(sec)
+	if s >= most {
+		return proto.Time(1<<63 - 1)
+	}
+	if s < -most {
+		return proto.Time(-1 << 63)
+	}
+	return proto.Time(s*1e9 + int64(nsec))
+}
+
+// attrTimeout is how long the kernel may believe these attributes: not at all
+// if a write of ours is on its way, or a newer change has been heard of.
+func (s *fileSystem) attrTimeout(ino *inode, a *proto.Attr) time.Duration {
+	if uint64(a.Change) < ino.changed.Load() || proto.Seq(ino.logged.Load()) > s.session.Applied() {
+		return 0
+	}
+	return s.attrValid
+}
+
+// attr asks the server for attributes that include all writes of ours which
+// the kernel has been told of.
+func (s *fileSystem) attr(ctx context.Context, h *fuse.InHeader, ino *inode) (proto.Attr, error) {
+	if ino == s.inodes.root {
+		return s.rootAttr.get(ctx, s.session, func(ctx context.Context) (proto.Attr, error) {
+			return s.session.GetAttr(ctx, s.header(h), ino.id)
+		})
+	}
+	if err := s.settled(ctx, ino); err != nil {
+		return proto.Attr{}, err
+	}
+	a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
+	if err == nil {
+		ino.heard(&a)
+	}
+	return a, err
+}
+
+// GetAttr implements fuse.RawFileSystem.
+func (s *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	ctx := s.read(cancel, &in.InHeader)
+	defer ctx.end()
+	ino := s.inodes.find(in.NodeId)
+	a, err := s.attr(ctx, &in.InHeader, ino)
+	if err != nil {
+		return s.errors.status("getattr", err)
+	}
+	fillAttr(&out.Attr, &a)
+	out.SetTimeout(s.attrTimeout(ino, &a))
+	return fuse.OK
+}
+
+// Statx implements fuse.RawFileSystem. The kernel asks for the time of birth only in this way.
+func (s *fileSystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	ctx := s.read(cancel, &in.InHeader)
+	defer ctx.end()
+	ino := s.inodes.find(in.NodeId)
+	a, err := s.attr(ctx, &in.InHeader, ino)
+	if err != nil {
+		return s.errors.status("statx", err)
+	}
+	out.Statx = fuse.Statx{
+		Mask: unix.STATX_BASIC_STATS, Blksize: blockSize, Nlink: a.Nlink, Uid: a.UID, Gid: a.GID,
+		Mode: uint16(a.Mode), Ino: uint64(a.ID), Size: a.Size, Blocks: a.Blocks,
+		RdevMajor: unix.Major(uint64(a.Rdev)), RdevMinor: unix.Minor(uint64(a.Rdev)),
+		Atime: statxTime(a.Atime), Mtime: statxTime(a.Mtime), Ctime: statxTime(a.Ctime),
+	}
+	if a.Btime != 0 {
+		out.Mask |= unix.STATX_BTIME
+		out.Btime = statxTime(a.Btime)
+	}
+	out.SetTimeout(s.attrTimeout(ino, &a))
+	return fuse.OK
+}
+
+func statxTime(t proto.Time) (out fuse.SxTime) {
+	out.Sec, out.Nsec = splitTime(t)
+	return out
+}
+
+// SetAttr implements fuse.RawFileSystem: chmod, chown, truncate, utimensat.
+func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	ctx := s.change(cancel, &in.InHeader)
+	defer ctx.end()
+	ino := s.inodes.find(in.NodeId)
+	op := setAttrOp(in, ino)
+	if op.Mask == 0 {
+		a, err := s.attr(ctx, &in.InHeader, ino)
+		if err != nil {
+			return s.errors.status("setattr", err)
+		}
+		fillAttr(&out.Attr, &a)
+		return fuse.OK
+	}
+	who := s.idents.full(&in.InHeader)
+	if h := s.files.borrow(in.Fh); in.Valid&fuse.FATTR_FH != 0 && h != nil {
+		who = h.who // ftruncate: permission was checked when the file was opened
+		defer h.give()
+	}
+	a, err := s.setAttr(ctx, who, ino, op)
+	if err != nil {
+		return s.errors.status("setattr", err)
+	}
+	fillAttr(&out.Attr, &a)
+	out.SetTimeout(s.attrTimeout(ino, &a))
+	return fuse.OK
+}
+
+// setAttr does it and tells the cache of the result.
+func (s *fileSystem) setAttr(ctx context.Context, who proto.Ident, ino *inode, op *proto.SetAttr) (proto.Attr, error) {
+	upto := ino.written()
+	res, err := s.do(ctx, who, op)
+	if err != nil {
+		return proto.Attr{}, err
+	}
+	ino.own(&res.Attr, upto)
+	return res.Attr, nil
+}
+
+// setAttrOp translates a request. A change of owner by anybody, and of size by
+// those who lack CAP_FSETID, takes setuid and setgid bits away (the kernel
+// leaves that to us with HANDLE_KILLPRIV_V2).
+func setAttrOp(in *fuse.SetAttrIn, ino *inode) *proto.SetAttr {
+	op := &proto.SetAttr{
+		ID: ino.id, Mode: in.Mode & proto.ModePerm, UID: in.Uid, GID: in.Gid, Size: in.Size,
+		Atime: joinTime(in.Atime, in.Atimensec), Mtime: joinTime(in.Mtime, in.Mtimensec),
+	}
+	for _, bit := range []struct {
+		valid uint32
+		mask  proto.SetMask
+	}{
+		{fuse.FATTR_MODE, proto.SetMode},
+		{fuse.FATTR_UID, proto.SetUID},
+		{fuse.FATTR_GID, proto.SetGID},
+		{fuse.FATTR_SIZE, proto.SetSize},
+	} {
+		if in.Valid&bit.valid != 0 {
+			op.Mask |= bit.mask
+		}
+	}
+	op.Mask |= timeMask(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, proto.SetAtime, proto.SetAtimeNow)
+	op.Mask |= timeMask(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, proto.SetMtime, proto.SetMtimeNow)
+	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || op.Mask&(proto.SetUID|proto.SetGID) != 0 && !ino.isDir() {
+		if mode, kill := withoutSetID(ino.mode.Load()); kill && op.Mask&proto.SetMode == 0 {
+			op.Mask |= proto.SetMode
+			op.Mode = mode
+		}
+	}
+	return op
+}
+
+func timeMask(valid, given, now uint32, set, setNow proto.SetMask) proto.SetMask {
+	switch {
+	case valid&given == 0:
+		return 0
+	case valid&now != 0:
+		return setNow
+	}
+	return set
+}
+
+// withoutSetID is a file's mode as a write by a stranger leaves it, and whether
+// that differs. A setgid bit without group execution is no privilege.
+func withoutSetID(mode uint32) (rest uint32, differs bool) {
+	rest = mode & proto.ModePerm &^ proto.ModeSetuid
+	if mode&0o010 != 0 {
+		rest &^= proto.ModeSetgid
+	}
+	return rest, rest != mode&proto.ModePerm
+}
+
+// StatFs implements fuse.RawFileSystem.
+func (s *fileSystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	ctx := s.read(cancel, h)
+	defer ctx.end()
+	st, err := s.statFS.get(ctx, s.session, func(ctx context.Context) (proto.StatFS, error) {
+		return s.session.StatFS(ctx, s.header(h), s.inodes.root.id)
+	})
+	if err != nil {
+		return s.errors.status("statfs", err)
+	}
+	*out = fuse.StatfsOut{
+		Blocks: st.Blocks, Bfree: st.BlocksFree, Bavail: st.BlocksAvail, Files: st.Files, Ffree: st.FilesFree,
+		Bsize: st.BlockSize, Frsize: st.BlockSize, NameLen: st.NameMax,
+	}
+	return fuse.OK
+}
+
+// remembered is an answer that a server which does not answer must not hold
+// up: after a second, or at once while the session is reconnecting, the last
+// one is given again. Safe for concurrent use.
+type remembered[T any] struct {
+	fresh time.Duration // how long an answer is good without asking again; set at construction
+
+	mu   sync.Mutex
+	last T         // guarded by mu
+	at   time.Time // guarded by mu: when last was the answer
+}
+
+// remember sets the first answer.
+func (r *remembered[T]) remember(v T) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last, r.at = v, time.Now()
+}
+
+// get asks, or gives the last answer. Errors other than silence are passed on.
+func (r *remembered[T]) get(ctx context.Context, session *remote.Session, ask func(context.Context) (T, error)) (T, error) {
+	r.mu.Lock()
+	last, age := r.last, time.Since(r.at)
+	r.mu.Unlock()
+	if age < r.fresh || session.Status().State != remote.Online {
+		return last, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	v, err := ask(ctx)
+	if err != nil {
+		if silence(err) {
+			return last, nil
+		}
+		return v, err
+	}
+	r.remember(v)
+	return v, nil
+}
+
+// silence reports whether an error only says that the server did not answer.
+func silence(err error) bool {
+	switch status.Of(err) {
+	case status.Timeout, status.Interrupted, status.Unreachable, status.Draining:
+		return true
+	}
+	return errors.Is(err, context.DeadlineExceeded)
+}

@@ -1,0 +1,257 @@
+package fusefs
+
+import (
+	"context"
+	"math"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// entriesAtOnce is how many entries are asked for with one request.
+const entriesAtOnce = 512
+
+// Places in a listing, as the kernel knows them: 0 is the start, then come "."
+// and "..", then the server's cookies, shifted. The largest cookie, which file
+// systems use for the end, stays what it is.
+const (
+	offDot    = 1
+	offDotDot = 2
+	offLast   = math.MaxInt64
+)
+
+func cookieToOff(cookie uint64) uint64 {
+	if cookie > offLast-offDotDot {
+		return offLast
+	}
+	return cookie + offDotDot
+}
+
+func offToCookie(off uint64) uint64 {
+	switch {
+	case off <= offDotDot:
+		return 0
+	case off >= offLast:
+		return offLast
+	}
+	return off - offDotDot
+}
+
+// batch is a piece of a listing with what has to be known to judge it later.
+type batch struct {
+	from    uint64 // cookie that it follows
+	entries []proto.DirEntry
+	eof     bool
+	names   uint64    // the directory's count of changes before it was asked for
+	applied proto.Seq // newest operation of ours that its attributes surely include
+}
+
+// after is the index of the entry that follows a cookie, -1 where the batch cannot tell.
+func (b *batch) after(cookie uint64) int {
+	if b == nil {
+		return -1
+	}
+	if cookie == b.from {
+		return 0
+	}
+	for i := range b.entries {
+		if b.entries[i].Cookie == cookie {
+			return i + 1
+		}
+	}
+	return -1
+}
+
+// fetched is what a prefetch found.
+type fetched struct {
+	batch *batch
+	err   error
+}
+
+// listing is a directory that a process has open.
+type listing struct {
+	// Set at construction.
+	ino  *inode
+	head wire.ReqHeader
+	ctx  context.Context // of prefetches; ends with the listing
+	stop context.CancelFunc
+	turn chan struct{} // holds one token; who has it owns the fields below
+
+	now  *batch
+	next chan fetched // a prefetch of what follows now, or nil
+}
+
+// OpenDir implements fuse.RawFileSystem. It asks the server nothing: the kernel
+// has checked the permission bits, and the server checks each listing.
+func (s *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	who := s.idents.full(&in.InHeader)
+	ctx, stop := context.WithCancel(s.life)
+	l := &listing{ino: s.inodes.open(s.inodes.find(in.NodeId).id), head: s.headerOf(who), ctx: ctx, stop: stop, turn: make(chan struct{}, 1)}
+	l.turn <- struct{}{}
+	out.Fh = s.dirs.add(&handle[*listing]{it: l, who: who, close: s.closeDir})
+	return fuse.OK
+}
+
+func (s *fileSystem) closeDir(h *handle[*listing]) {
+	h.it.stop()
+	s.inodes.close(h.it.ino)
+}
+
+// ReleaseDir implements fuse.RawFileSystem.
+func (s *fileSystem) ReleaseDir(in *fuse.ReleaseIn) { s.dirs.release(in.Fh) }
+
+// ReadDir implements fuse.RawFileSystem.
+func (s *fileSystem) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return s.list(cancel, in, false, func(e fuse.DirEntry, _ *batch, _ *proto.Attr) bool {
+		return out.AddDirEntry(e)
+	})
+}
+
+// ReadDirPlus implements fuse.RawFileSystem.
+func (s *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	dir := s.inodes.find(in.NodeId)
+	return s.list(cancel, in, true, func(e fuse.DirEntry, b *batch, a *proto.Attr) bool {
+		entry := out.AddDirLookupEntry(e)
+		if entry == nil {
+			return false
+		}
+		if a != nil && s.believable(dir, b, a) {
+			s.fillEntry(entry, a, true)
+		}
+		return true
+	})
+}
+
+// believable reports whether attributes that came with a listing may be given
+// to the kernel, which takes their size for the file's: not if they are from
+// before a change of the directory or of the file that the kernel knows of. The
+// entry then goes without, and the kernel asks for it when it needs it.
+func (s *fileSystem) believable(dir *inode, b *batch, a *proto.Attr) bool {
+	if a.ID == 0 || a.ID == s.inodes.root.id || dir.names.Load() != b.names {
+		return false
+	}
+	if _, ok := s.inodes.node(a.ID); !ok {
+		return false
+	}
+	ino := s.inodes.known(a.ID)
+	return ino == nil || proto.Seq(ino.logged.Load()) <= b.applied && ino.changed.Load() <= uint64(a.Change)
+}
+
+// list gives the entries after in.Offset to add until it has no room.
+func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, add func(fuse.DirEntry, *batch, *proto.Attr) bool) fuse.Status {
+	h := s.dirs.borrow(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	defer h.give()
+	ctx := s.read(cancel, &in.InHeader)
+	defer ctx.end()
+	l := h.it
+	select {
+	case <-l.turn:
+		defer func() { l.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return s.errors.status("readdir", ctx.Err())
+	}
+	off, ok := l.dots(in.Offset, func(e fuse.DirEntry) bool { return add(e, nil, nil) })
+	if !ok {
+		return fuse.OK
+	}
+	for cookie, n := offToCookie(off), 0; n == 0; {
+		rest, err := s.rest(ctx, l, cookie, plus)
+		if err != nil && off != in.Offset {
+			return fuse.OK // the dots are given; the error comes with the next request
+		}
+		if err != nil {
+			return s.errors.status("readdir", err)
+		}
+		for i := range rest {
+			e := &rest[i]
+			de := fuse.DirEntry{Name: e.Name, Mode: e.Attr.Mode, Ino: uint64(e.Attr.ID), Off: cookieToOff(e.Cookie)}
+			if !add(de, l.now, &e.Attr) {
+				return fuse.OK
+			}
+			cookie, n = e.Cookie, n+1
+		}
+		if l.now.eof {
+			break
+		}
+	}
+	return fuse.OK
+}
+
+// dots begins a listing: it gives "." and "..", as far as they are not behind
+// off, and returns where the listing is then; ok is false when there is no room
+// for more. The caller has the turn.
+func (l *listing) dots(off uint64, add func(fuse.DirEntry) bool) (now uint64, ok bool) {
+	if off == 0 {
+		l.now, l.next = nil, nil // the start is the start of the present directory
+		if !add(fuse.DirEntry{Name: ".", Mode: proto.ModeDir, Ino: uint64(l.ino.id), Off: offDot}) {
+			return off, false
+		}
+		off = offDot
+	}
+	if off == offDot {
+		if !add(fuse.DirEntry{Name: "..", Mode: proto.ModeDir, Off: offDotDot}) {
+			return off, false
+		}
+		off = offDotDot
+	}
+	return off, true
+}
+
+// rest returns the entries that follow a cookie, as far as one batch goes, and
+// makes that batch the listing's. It is empty only at the end, or where the
+// server had nothing to show but more to come. The caller has the turn.
+func (s *fileSystem) rest(ctx context.Context, l *listing, cookie uint64, plus bool) ([]proto.DirEntry, error) {
+	if i := l.now.after(cookie); i >= 0 && (i < len(l.now.entries) || l.now.eof) {
+		return l.now.entries[i:], nil
+	}
+	b := l.prefetched(ctx, cookie)
+	if b == nil {
+		var err error
+		if b, err = s.fetch(ctx, l, cookie, plus); err != nil {
+			return nil, err
+		}
+	}
+	l.now, l.next = b, nil
+	if n := len(b.entries); n > 0 && !b.eof {
+		next := make(chan fetched, 1)
+		l.next = next
+		s.tasks.Go(func() {
+			b, err := s.fetch(l.ctx, l, b.entries[n-1].Cookie, plus)
+			next <- fetched{b, err}
+		})
+	}
+	return b.entries, nil
+}
+
+// prefetched returns the batch after a cookie if it was asked for ahead and
+// came, nil otherwise. The caller has the turn.
+func (l *listing) prefetched(ctx context.Context, cookie uint64) *batch {
+	if l.next == nil || l.now.after(cookie) != len(l.now.entries) {
+		return nil
+	}
+	select {
+	case f := <-l.next:
+		l.next = nil
+		if f.err == nil {
+			return f.batch
+		}
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// fetch asks the server for a batch.
+func (s *fileSystem) fetch(ctx context.Context, l *listing, cookie uint64, plus bool) (*batch, error) {
+	b := &batch{from: cookie, names: l.ino.names.Load(), applied: s.session.Applied()}
+	rep, err := s.session.ReadDir(ctx, l.head, l.ino.id, cookie, entriesAtOnce, plus)
+	if err != nil {
+		return nil, err
+	}
+	b.entries, b.eof = rep.Entries, rep.EOF
+	return b, nil
+}

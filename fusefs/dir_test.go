@@ -1,0 +1,141 @@
+package fusefs
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/remote/proto"
+)
+
+func TestCookies(t *testing.T) {
+	for _, cookie := range []uint64{1, 2, 3, 1 << 31, 0x7ffffffe_ffffffff, math.MaxInt64} {
+		off := cookieToOff(cookie)
+		require.Greater(t, off, uint64(offDotDot), "cookie %x must not look like a dot's place", cookie)
+		require.LessOrEqual(t, off, uint64(math.MaxInt64), "cookie %x must stay positive for lseek(2)", cookie)
+		require.Equal(t, cookie, offToCookie(off), "cookie %x", cookie)
+	}
+	for _, off := range []uint64{0, offDot, offDotDot} {
+		require.Zero(t, offToCookie(off))
+	}
+}
+
+func entries(n int) []proto.DirEntry {
+	out := make([]proto.DirEntry, n)
+	for i := range out {
+		out[i] = proto.DirEntry{Name: fmt.Sprintf("file-%04d", i), Cookie: uint64(1000 - i), Attr: proto.Attr{ID: proto.FileID(100 + i), Mode: proto.ModeRegular | 0o644}}
+	}
+	return out
+}
+
+func TestBatchAfter(t *testing.T) {
+	b := &batch{from: 0, entries: entries(3)}
+	require.Equal(t, 0, b.after(0))
+	require.Equal(t, 1, b.after(1000))
+	require.Equal(t, 3, b.after(998))
+	require.Equal(t, -1, b.after(5))
+	require.Equal(t, -1, (*batch)(nil).after(0))
+}
+
+// opened makes a file system with one open directory whose listing is there.
+func listed(t *testing.T, es []proto.DirEntry) (*fileSystem, *listing, uint64) {
+	t.Helper()
+	tab, _ := newTestTable(proto.RootID, 0)
+	s := &fileSystem{inodes: tab}
+	l := &listing{ino: tab.open(50), stop: func() {}, turn: make(chan struct{}, 1), now: &batch{entries: es, eof: true}}
+	l.turn <- struct{}{}
+	return s, l, s.dirs.add(&handle[*listing]{it: l, close: s.closeDir})
+}
+
+func TestListingGoesOnWhereTheBufferWasFull(t *testing.T) {
+	s, l, fh := listed(t, entries(100))
+	var names []string
+	off := uint64(offDotDot) // behind the dots, which begin a new listing
+	for rounds := 0; ; rounds++ {
+		require.Less(t, rounds, 100)
+		in := &fuse.ReadIn{Fh: fh, Offset: off}
+		out := fuse.NewDirEntryList(make([]byte, 300), off)
+		require.Equal(t, fuse.OK, s.ReadDir(nil, in, out))
+		got, err := fuse.ParseDirEntries(out.Bytes())
+		require.NoError(t, err)
+		if len(got) == 0 {
+			break
+		}
+		for _, e := range got {
+			require.EqualValues(t, proto.ModeRegular, e.Mode&proto.ModeType)
+			require.EqualValues(t, 100+len(names), e.Ino)
+			names = append(names, e.Name)
+		}
+		off = got[len(got)-1].Off
+	}
+	require.Len(t, names, 100)
+	require.Equal(t, "file-0000", names[0])
+	require.Equal(t, "file-0099", names[99])
+
+	in := &fuse.ReadIn{Fh: fh, Offset: cookieToOff(l.now.entries[50].Cookie)} // seekdir(3)
+	out := fuse.NewDirEntryList(make([]byte, 4096), in.Offset)
+	require.Equal(t, fuse.OK, s.ReadDir(nil, in, out))
+	got, err := fuse.ParseDirEntries(out.Bytes())
+	require.NoError(t, err)
+	require.Equal(t, "file-0051", got[0].Name)
+
+	s.dirs.release(fh)
+	require.Equal(t, fuse.EBADF, s.ReadDir(nil, in, out))
+	require.Nil(t, s.inodes.known(50))
+}
+
+func TestDots(t *testing.T) {
+	_, l, _ := listed(t, nil)
+	room := 1
+	var names []string
+	add := func(e fuse.DirEntry) bool {
+		if room == 0 {
+			return false
+		}
+		room--
+		names = append(names, e.Name)
+		require.EqualValues(t, proto.ModeDir, e.Mode)
+		return true
+	}
+	off, ok := l.dots(0, add)
+	require.False(t, ok)
+	require.Nil(t, l.now, "a listing from the start is a new one")
+	room = 5
+	off, ok = l.dots(off, add)
+	require.True(t, ok)
+	require.EqualValues(t, offDotDot, off)
+	off, ok = l.dots(99, add)
+	require.True(t, ok)
+	require.EqualValues(t, 99, off)
+	require.Equal(t, []string{".", ".."}, names)
+}
+
+func TestBelievableAttributes(t *testing.T) {
+	tab, _ := newTestTable(70, 0)
+	s := &fileSystem{inodes: tab}
+	dir := tab.remember(&proto.Attr{ID: 9, Mode: proto.ModeDir})
+	ino := tab.remember(file(5, 8))
+	raise(&ino.logged, 20)
+	dir.names.Store(3)
+	fresh := batch{names: 3, applied: 20}
+	for name, tc := range map[string]struct {
+		b    batch
+		a    *proto.Attr
+		want bool
+	}{
+		"fresh":                          {fresh, file(5, 8), true},
+		"newer than known":               {fresh, file(5, 9), true},
+		"a file the kernel has not seen": {fresh, file(6, 1), true},
+		"older than known":               {fresh, file(5, 7), false},
+		"a write may be missing":         {batch{names: 3, applied: 19}, file(5, 9), false},
+		"the names changed":              {batch{names: 2, applied: 20}, file(5, 9), false},
+		"not looked up":                  {fresh, file(0, 0), false},
+		"the mount's root":               {fresh, file(70, 9), false},
+		"the export's root":              {fresh, file(proto.RootID, 9), false},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, s.believable(dir, &tc.b, tc.a)) })
+	}
+}

@@ -1,0 +1,117 @@
+package fusefs
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"cagefs.dev/cage/pagecache"
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// fileSystem answers the kernel's requests: fuse.RawFileSystem in kernel
+// terms above, session and cache below.
+//
+// Order of locks: table.mu, then a shard's, and none else while one of these is
+// held. inode.mu is taken alone. dispatcher.mu is taken alone.
+type fileSystem struct {
+	// Set at construction.
+	session   *remote.Session
+	cache     *pagecache.Cache
+	at        proto.LSN
+	readOnly  bool
+	nameValid time.Duration
+	attrValid time.Duration
+	began     time.Time
+	fd        int             // our own descriptor of the mount
+	life      context.Context // ends when the mount is gone
+	kill      context.CancelFunc
+	inodes    *table
+	idents    *idents
+
+	// Set by the goroutine that mounts, before the first request is served.
+	server *fuse.Server
+	kernel kernel
+	notify *dispatcher
+
+	// Safe for concurrent use by themselves.
+	errors   errorLog
+	files    handles[*openFile]
+	dirs     handles[*listing]
+	rootAttr remembered[proto.Attr]
+	statFS   remembered[proto.StatFS]
+	tasks    sync.WaitGroup // goroutines of requests and prefetches
+	count    struct {
+		panics   atomic.Int64
+		notified atomic.Int64
+	}
+}
+
+func newFileSystem(o *Options, fd int) *fileSystem {
+	s := &fileSystem{
+		session: o.Session, cache: o.Cache, at: o.At, readOnly: o.ReadOnly,
+		nameValid: o.NameTimeout, attrValid: o.AttrTimeout, began: time.Now(), fd: fd,
+		inodes: newTable(o.Root, o.Session.Applied),
+		idents: newIdents("/proc", time.Now),
+	}
+	s.errors.log = o.Log
+	s.life, s.kill = context.WithCancel(context.Background())
+	s.rootAttr.remember(o.Root)
+	s.statFS.fresh = time.Second
+	s.statFS.last = proto.StatFS{BlockSize: 4096, NameMax: proto.MaxName}
+	return s
+}
+
+// header is that of a request which only reads.
+func (s *fileSystem) header(h *fuse.InHeader) wire.ReqHeader {
+	return s.headerOf(s.idents.brief(h))
+}
+
+func (s *fileSystem) headerOf(who proto.Ident) wire.ReqHeader {
+	return wire.ReqHeader{At: s.at, Ident: who}
+}
+
+// do logs a change, waits until it is applied, and returns its result with the
+// attributes of the file it names.
+func (s *fileSystem) do(ctx context.Context, who proto.Ident, op proto.Op) (proto.Result, error) {
+	if s.readOnly {
+		return proto.Result{}, status.ReadOnly
+	}
+	res, err := s.session.Do(ctx, who, op)
+	if err != nil || res.Attr.ID != 0 {
+		return res, err
+	}
+	switch op.(type) {
+	case *proto.Remove, *proto.Rename:
+		return res, nil
+	}
+	res.Attr, err = s.session.GetAttr(ctx, s.headerOf(who), res.ID)
+	return res, err
+}
+
+// gone reports whether the kernel has given the mount up, so that nobody waits
+// for answers.
+func (s *fileSystem) gone() bool {
+	if s.life.Err() != nil {
+		return true
+	}
+	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+}
+
+// stop ends what the requests have left behind. All of them are answered.
+func (s *fileSystem) stop() {
+	s.kill()
+	s.notify.close()
+	s.files.releaseAll()
+	s.dirs.releaseAll()
+	s.tasks.Wait()
+}

@@ -1,0 +1,368 @@
+package fusefs
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"cagefs.dev/cage/pagecache"
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// backing binds a remote file to the identity that opened it.
+type backing struct {
+	session *remote.Session
+	header  wire.ReqHeader
+	id      proto.FileID
+}
+
+var _ pagecache.Backing = (*backing)(nil)
+
+// ReadAt implements pagecache.Backing.
+func (b *backing) ReadAt(ctx context.Context, p []byte, off int64) (int, proto.LSN, uint64, error) {
+	return b.session.ReadAt(ctx, b.header, b.id, p, off)
+}
+
+// Log implements pagecache.Backing.
+func (b *backing) Log(ctx context.Context, p []byte, off int64) (proto.Seq, error) {
+	return b.session.Log(ctx, b.header.Ident, &proto.Write{ID: b.id, Off: uint64(off), Data: p})
+}
+
+// Wait implements pagecache.Backing.
+func (b *backing) Wait(ctx context.Context, seq proto.Seq) error { return b.session.Wait(ctx, seq) }
+
+// Applied implements pagecache.Backing.
+func (b *backing) Applied() proto.Seq { return b.session.Applied() }
+
+// handles numbers what processes have open. A handle is borrowed for each
+// request and goes when the kernel has released it and the last request that
+// uses it is done. Safe for concurrent use.
+type handles[T any] struct {
+	last atomic.Uint64
+
+	mu   sync.RWMutex
+	open map[uint64]*handle[T] // guarded by mu
+}
+
+// handle is one open.
+type handle[T any] struct {
+	it    T                // set at construction
+	who   proto.Ident      // who opened it; set at construction
+	close func(*handle[T]) // set at construction; called once
+
+	users atomic.Int64 // requests that use it, and one for the kernel
+}
+
+// add gives a new handle its number, which is never 0.
+func (hs *handles[T]) add(h *handle[T]) uint64 {
+	h.users.Store(1)
+	n := hs.last.Add(1)
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if hs.open == nil {
+		hs.open = make(map[uint64]*handle[T])
+	}
+	hs.open[n] = h
+	return n
+}
+
+// borrow returns a handle, nil where there is none with that number. The
+// caller gives it back.
+func (hs *handles[T]) borrow(n uint64) *handle[T] {
+	hs.mu.RLock()
+	defer hs.mu.RUnlock()
+	h := hs.open[n]
+	if h != nil {
+		h.users.Add(1)
+	}
+	return h
+}
+
+// give ends the use of a borrowed handle.
+func (h *handle[T]) give() {
+	if h.users.Add(-1) == 0 {
+		h.close(h)
+	}
+}
+
+// release takes the kernel's hold of a handle away.
+func (hs *handles[T]) release(n uint64) {
+	hs.mu.Lock()
+	h := hs.open[n]
+	delete(hs.open, n)
+	hs.mu.Unlock()
+	if h != nil {
+		h.give()
+	}
+}
+
+// releaseAll is for the end of the mount.
+func (hs *handles[T]) releaseAll() {
+	hs.mu.Lock()
+	all := hs.open
+	hs.open = nil
+	hs.mu.Unlock()
+	for _, h := range all {
+		h.give()
+	}
+}
+
+// len is the number of open handles.
+func (hs *handles[T]) len() int {
+	hs.mu.RLock()
+	defer hs.mu.RUnlock()
+	return len(hs.open)
+}
+
+// openFile is a regular file that a process has open. All fields are set at construction.
+type openFile struct {
+	ino  *inode
+	file *pagecache.File
+	back *backing
+}
+
+// fmodeExec is in the flags of an open by execve(2): permission to execute was
+// checked, permission to read is not needed.
+const fmodeExec = 0x20
+
+// openFlags are the wire's flags for those of open(2).
+func openFlags(flags uint32) uint32 {
+	if flags&fmodeExec != 0 {
+		return 0
+	}
+	switch flags & syscall.O_ACCMODE {
+	case syscall.O_WRONLY:
+		return wire.OpenWrite
+	case syscall.O_RDWR:
+		return wire.OpenRead | wire.OpenWrite
+	}
+	return wire.OpenRead
+}
+
+// Open implements fuse.RawFileSystem.
+func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	ctx := s.read(cancel, &in.InHeader)
+	ctx.committed = in.Flags&syscall.O_TRUNC != 0
+	defer ctx.end()
+	ino := s.inodes.find(in.NodeId)
+	writes := in.Flags&(syscall.O_ACCMODE|syscall.O_TRUNC) != 0
+	if writes && s.readOnly {
+		return fuse.EROFS
+	}
+	if err := s.settled(ctx, ino); err != nil {
+		return s.errors.status("open", err)
+	}
+	who := s.idents.full(&in.InHeader)
+	upto := s.session.Applied()
+	a, err := s.session.Open(ctx, s.headerOf(who), ino.id, openFlags(in.Flags))
+	if err != nil {
+		return s.errors.status("open", err)
+	}
+	if in.Flags&syscall.O_TRUNC != 0 {
+		a, err = s.truncate(ctx, who, ino, &a, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
+		if err != nil {
+			s.session.Release(ino.id)
+			return s.errors.status("open", err)
+		}
+	}
+	if s.opened(&a, upto, who, out) {
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	if in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH // nothing to report at close
+	}
+	return fuse.OK
+}
+
+// truncate is what open(2) with O_TRUNC does besides opening.
+func (s *fileSystem) truncate(ctx context.Context, who proto.Ident, ino *inode, a *proto.Attr, kill bool) (proto.Attr, error) {
+	op := &proto.SetAttr{ID: ino.id, Mask: proto.SetSize}
+	if mode, differs := withoutSetID(a.Mode); kill && differs {
+		op.Mask |= proto.SetMode
+		op.Mode = mode
+	}
+	return s.setAttr(ctx, who, ino, op)
+}
+
+// opened makes a handle for a file that the session has opened, and reports
+// whether the pages that the kernel has of it are still good. Operations of
+// ours up to upto are in the attributes.
+func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, out *fuse.OpenOut) (kept bool) {
+	ino := s.inodes.open(a.ID)
+	ino.heard(a)
+	f := &openFile{ino: ino, back: &backing{s.session, s.headerOf(who), a.ID}}
+	f.file, kept = s.cache.Open(f.back, *a, upto)
+	ino.opened(f.file)
+	// Pages that were dropped from the cache because the file had changed go
+	// from the kernel with this reply, if it has any.
+	ino.pages.Store(true)
+	out.Fh = s.files.add(&handle[*openFile]{it: f, who: who, close: s.closeFile})
+	return kept
+}
+
+// closeFile ends a handle.
+func (s *fileSystem) closeFile(h *handle[*openFile]) {
+	f := h.it
+	raise(&f.ino.logged, uint64(f.file.Logged()))
+	f.ino.closed()
+	f.file.Close()
+	s.session.Release(f.ino.id)
+	s.inodes.close(f.ino)
+}
+
+// Create implements fuse.RawFileSystem.
+func (s *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	ctx := s.change(cancel, &in.InHeader)
+	defer ctx.end()
+	a, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: proto.ModeRegular | in.Mode&proto.ModePerm}, &out.EntryOut)
+	if status.Of(err) == status.Exists && in.Flags&syscall.O_EXCL == 0 {
+		// Somebody else made it since the kernel looked: let it look again and open what is there.
+		return fuse.Status(syscall.ESTALE)
+	}
+	if err != nil {
+		return s.errors.status("create", err)
+	}
+	who, upto := s.idents.full(&in.InHeader), s.session.Applied()
+	a, err = s.session.Open(ctx, s.headerOf(who), a.ID, openFlags(in.Flags))
+	if err != nil {
+		s.inodes.forget(out.NodeId, 1) // the kernel gets an error, and no inode
+		return s.errors.status("create", err)
+	}
+	s.opened(&a, upto, who, &out.OpenOut)
+	return fuse.OK
+}
+
+// Release implements fuse.RawFileSystem.
+func (s *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { s.files.release(in.Fh) }
+
+// Read implements fuse.RawFileSystem. The reply is written from the cache's
+// pages; they and the handle are held until then.
+func (s *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+	h := s.files.borrow(in.Fh)
+	if h == nil {
+		return nil, fuse.EBADF
+	}
+	ctx := s.read(cancel, &in.InHeader)
+	defer ctx.end()
+	view, err := h.it.file.Read(ctx, h.it.back, int64(in.Offset), int(in.Size))
+	if err != nil {
+		h.give()
+		return nil, s.errors.status("read", err)
+	}
+	if view.Len() == 0 { // go-fuse calls Done of no empty result
+		view.Release()
+		h.give()
+		return fuse.ReadResultData(nil), fuse.OK
+	}
+	return &readResult{view, h}, fuse.OK
+}
+
+// readResult hands pages to go-fuse, which writes them to the kernel and calls Done.
+type readResult struct {
+	view *pagecache.View
+	h    *handle[*openFile]
+}
+
+// Slices makes go-fuse write the pages as they are.
+func (r *readResult) Slices() ([][]byte, fuse.Status) { return r.view.Slices(), fuse.OK }
+
+// Size implements fuse.ReadResult.
+func (r *readResult) Size() int { return r.view.Len() }
+
+// Bytes implements fuse.ReadResult.
+func (r *readResult) Bytes(buf []byte) ([]byte, fuse.Status) {
+	buf = buf[:0]
+	for _, p := range r.view.Slices() {
+		buf = append(buf, p...)
+	}
+	return buf, fuse.OK
+}
+
+// Done implements fuse.ReadResult.
+func (r *readResult) Done() {
+	r.view.Release()
+	r.h.give()
+}
+
+// Write implements fuse.RawFileSystem. It is answered when the session's log
+// has the bytes.
+func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h := s.files.borrow(in.Fh)
+	if h == nil {
+		return 0, fuse.EBADF
+	}
+	defer h.give()
+	ctx := s.read(cancel, &in.InHeader) // nothing has happened while it waits for room in the log
+	defer ctx.end()
+	f := h.it
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := s.killSetID(ctx, h.who, f.ino); err != nil {
+			return 0, s.errors.status("write", err)
+		}
+	}
+	err := f.file.WriteAt(ctx, f.back, data, int64(in.Offset))
+	raise(&f.ino.logged, uint64(f.file.Logged()))
+	if err != nil {
+		return 0, s.errors.status("write", err)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+// killSetID takes setuid and setgid bits away before somebody without
+// CAP_FSETID writes to the file.
+func (s *fileSystem) killSetID(ctx context.Context, who proto.Ident, ino *inode) error {
+	mode, differs := withoutSetID(ino.mode.Load())
+	if !differs {
+		return nil
+	}
+	_, err := s.setAttr(ctx, who, ino, &proto.SetAttr{ID: ino.id, Mask: proto.SetMode, Mode: mode})
+	return err
+}
+
+// Flush implements fuse.RawFileSystem: close(2). It reports what is known to
+// have failed and never waits, for a process in it cannot be killed.
+func (s *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	return s.errors.status("close", s.session.TakeError(s.inodes.find(in.NodeId).id))
+}
+
+// Fsync implements fuse.RawFileSystem. The session's log keeps the order, so
+// that the Sync is applied after all writes that were logged before it.
+func (s *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	ctx := s.read(cancel, &in.InHeader)
+	defer ctx.end()
+	return s.errors.status("fsync", s.sync(ctx, &in.InHeader, s.inodes.find(in.NodeId).id))
+}
+
+// sync makes one file durable and returns what failed of it, the oldest first.
+func (s *fileSystem) sync(ctx context.Context, h *fuse.InHeader, id proto.FileID) error {
+	if s.readOnly {
+		return nil
+	}
+	_, err := s.session.Do(ctx, s.idents.full(h), &proto.Sync{ID: id})
+	if sticky := s.session.TakeError(id); sticky != nil {
+		return sticky
+	}
+	return err
+}
+
+// FsyncDir implements fuse.RawFileSystem: of a directory, everything logged so
+// far is committed; of the mount's root it is durable, the bytes of new files as well.
+func (s *fileSystem) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	ctx := s.read(cancel, &in.InHeader)
+	defer ctx.end()
+	ino := s.inodes.find(in.NodeId)
+	if ino != s.inodes.root || s.readOnly {
+		return s.errors.status("fsync", s.sync(ctx, &in.InHeader, ino.id))
+	}
+	err := s.session.Sync(ctx, s.idents.full(&in.InHeader))
+	if sticky := s.session.TakeError(0); sticky != nil {
+		err = sticky
+	}
+	return s.errors.status("fsync", err)
+}

@@ -1,0 +1,179 @@
+package fusefs
+
+import (
+	"context"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// fillEntry makes a reply that gives a file to the kernel, and counts it. named
+// says that the name may be believed for a while.
+func (s *fileSystem) fillEntry(out *fuse.EntryOut, a *proto.Attr, named bool) *inode {
+	ino := s.inodes.remember(a)
+	out.NodeId = ino.node
+	out.Generation = 0 // file ids are never reused
+	fillAttr(&out.Attr, a)
+	out.SetAttrTimeout(s.attrTimeout(ino, a))
+	if named {
+		out.SetEntryTimeout(s.nameValid)
+	}
+	return ino
+}
+
+// Lookup implements fuse.RawFileSystem.
+func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	ctx := s.read(cancel, h)
+	defer ctx.end()
+	dir := s.inodes.find(h.NodeId)
+	switch name {
+	case ".": // open_by_handle_at(2) of a file that the kernel has forgotten
+		a, err := s.attr(ctx, h, dir)
+		if err != nil {
+			return s.errors.status("lookup", err)
+		}
+		s.fillEntry(out, &a, true)
+		return fuse.OK
+	case "..": // … of a directory: its parent is not known here
+		return fuse.Status(syscall.ESTALE)
+	}
+	names := dir.names.Load()
+	a, err := s.lookup(ctx, h, dir, name)
+	still := dir.names.Load() == names // otherwise the answer may be the one from before
+	if status.Of(err) == status.NotFound {
+		if still {
+			out.SetEntryTimeout(s.nameValid)
+		}
+		return fuse.OK // with NodeId 0: there is no such name
+	}
+	if err != nil {
+		return s.errors.status("lookup", err)
+	}
+	s.fillEntry(out, &a, still)
+	return fuse.OK
+}
+
+// lookup asks for a name. If writes of ours to the file may be missing in the
+// answer, it asks again when they are applied.
+func (s *fileSystem) lookup(ctx context.Context, h *fuse.InHeader, dir *inode, name string) (proto.Attr, error) {
+	applied := s.session.Applied()
+	a, err := s.session.Lookup(ctx, s.header(h), dir.id, name)
+	if err != nil {
+		return a, err
+	}
+	if _, ok := s.inodes.node(a.ID); !ok || a.ID == s.inodes.root.id {
+		return a, status.Newf(status.Internal, "lookup", name, "the server says that it is a root")
+	}
+	ino := s.inodes.known(a.ID)
+	if ino == nil || proto.Seq(ino.logged.Load()) <= applied {
+		return a, nil
+	}
+	return s.attr(ctx, h, ino)
+}
+
+// changeNames does an operation that changes names of directories, and marks
+// what was read of them meanwhile as not to be believed.
+func (s *fileSystem) changeNames(ctx context.Context, h *fuse.InHeader, op proto.Op, dirs ...*inode) (proto.Result, error) {
+	mark := func() {
+		for _, d := range dirs {
+			d.names.Add(1)
+		}
+	}
+	mark()
+	defer mark()
+	return s.do(ctx, s.idents.full(h), op)
+}
+
+// make creates a file and fills the reply.
+func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make, out *fuse.EntryOut) (proto.Attr, error) {
+	dir := s.inodes.find(h.NodeId)
+	op.Dir = dir.id
+	res, err := s.changeNames(ctx, h, op, dir)
+	if err != nil {
+		return proto.Attr{}, err
+	}
+	ino := s.fillEntry(out, &res.Attr, true)
+	ino.noCaps.Store(s.now() + int64(s.attrValid)) // just made: it has none
+	return res.Attr, nil
+}
+
+// Mknod implements fuse.RawFileSystem.
+func (s *fileSystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	ctx := s.change(cancel, &in.InHeader)
+	defer ctx.end()
+	_, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: in.Mode, Rdev: in.Rdev}, out)
+	return s.errors.status("mknod", err)
+}
+
+// Mkdir implements fuse.RawFileSystem.
+func (s *fileSystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	ctx := s.change(cancel, &in.InHeader)
+	defer ctx.end()
+	_, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: proto.ModeDir | in.Mode&proto.ModePerm}, out)
+	return s.errors.status("mkdir", err)
+}
+
+// Symlink implements fuse.RawFileSystem.
+func (s *fileSystem) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	ctx := s.change(cancel, h)
+	defer ctx.end()
+	_, err := s.make(ctx, h, &proto.Make{Name: name, Mode: proto.ModeSymlink | 0o777, Target: target}, out)
+	return s.errors.status("symlink", err)
+}
+
+// Readlink implements fuse.RawFileSystem. The kernel keeps the answer: a symlink never changes.
+func (s *fileSystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	ctx := s.read(cancel, h)
+	defer ctx.end()
+	target, err := s.session.Readlink(ctx, s.header(h), s.inodes.find(h.NodeId).id)
+	return []byte(target), s.errors.status("readlink", err)
+}
+
+// Link implements fuse.RawFileSystem.
+func (s *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	ctx := s.change(cancel, &in.InHeader)
+	defer ctx.end()
+	dir, ino := s.inodes.find(in.NodeId), s.inodes.find(in.Oldnodeid)
+	upto := ino.written()
+	res, err := s.changeNames(ctx, &in.InHeader, &proto.Link{ID: ino.id, Dir: dir.id, Name: name}, dir)
+	if err != nil {
+		return s.errors.status("link", err)
+	}
+	ino.own(&res.Attr, upto)
+	s.fillEntry(out, &res.Attr, true)
+	return fuse.OK
+}
+
+// Unlink implements fuse.RawFileSystem.
+func (s *fileSystem) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return s.remove(cancel, h, name, false)
+}
+
+// Rmdir implements fuse.RawFileSystem.
+func (s *fileSystem) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return s.remove(cancel, h, name, true)
+}
+
+func (s *fileSystem) remove(cancel <-chan struct{}, h *fuse.InHeader, name string, isDir bool) fuse.Status {
+	ctx := s.change(cancel, h)
+	defer ctx.end()
+	dir := s.inodes.find(h.NodeId)
+	_, err := s.changeNames(ctx, h, &proto.Remove{Dir: dir.id, Name: name, IsDir: isDir}, dir)
+	return s.errors.status("remove", err)
+}
+
+// Rename implements fuse.RawFileSystem.
+func (s *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName string) fuse.Status {
+	ctx := s.change(cancel, &in.InHeader)
+	defer ctx.end()
+	if in.Flags&^(proto.RenameNoReplace|proto.RenameExchange) != 0 {
+		return fuse.EINVAL // RENAME_WHITEOUT, or newer than this
+	}
+	from, to := s.inodes.find(in.NodeId), s.inodes.find(in.Newdir)
+	op := &proto.Rename{Dir: from.id, Name: name, NewDir: to.id, NewName: newName, Flags: in.Flags}
+	_, err := s.changeNames(ctx, &in.InHeader, op, from, to)
+	return s.errors.status("rename", err)
+}

@@ -1,0 +1,77 @@
+package fusefs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// What the kernel can ask, and where it is answered: inode.go (forget),
+// attr.go, names.go, handle.go, dir.go, xattr.go. Below is what is not done,
+// with the reason, and what the answer makes the kernel do.
+var _ fuse.RawFileSystem = (*fileSystem)(nil)
+
+// String implements fuse.RawFileSystem.
+func (s *fileSystem) String() string { return "cage" }
+
+// SetDebug implements fuse.RawFileSystem; Options.Debug decides.
+func (s *fileSystem) SetDebug(bool) {}
+
+// Init implements fuse.RawFileSystem. It is called before the first request,
+// by the goroutine that mounts.
+func (s *fileSystem) Init(server *fuse.Server) { s.server = server }
+
+// OnUnmount implements fuse.RawFileSystem; Mount tidies up.
+func (s *fileSystem) OnUnmount() {}
+
+// Access is the kernel's work with default_permissions; ENOSYS: it asks no more.
+func (s *fileSystem) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.ENOSYS }
+
+// Tmpfile needs an operation of the log that makes a file without a name.
+// ENOSYS: the kernel says EOPNOTSUPP, and programs make a file with a name.
+func (s *fileSystem) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
+	return fuse.ENOSYS
+}
+
+// Lseek (holes) needs a request for the map of a file. ENOSYS: the kernel
+// takes a file for one piece of data.
+func (s *fileSystem) Lseek(<-chan struct{}, *fuse.LseekIn, *fuse.LseekOut) fuse.Status {
+	return fuse.ENOSYS
+}
+
+// CopyFileRange needs an operation of the log that copies at the server.
+// ENOSYS: the kernel reads and writes.
+func (s *fileSystem) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	return 0, fuse.ENOSYS
+}
+
+// Fallocate needs an operation of the log. EOPNOTSUPP and not ENOSYS, which
+// the kernel would turn into the same and remember: glibc's posix_fallocate
+// writes zeros then.
+func (s *fileSystem) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status {
+	return fuse.Status(syscall.EOPNOTSUPP)
+}
+
+// Ioctl has nothing to offer yet.
+func (s *fileSystem) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
+	return fuse.Status(syscall.ENOTTY)
+}
+
+// Locks need entries of the log, and come with leases. Until then the kernel
+// is not asked to forward them (MountOptions.EnableLocks), and they hold
+// between the processes of one mount.
+
+// GetLk is not called.
+func (s *fileSystem) GetLk(<-chan struct{}, *fuse.LkIn, *fuse.LkOut) fuse.Status { return fuse.ENOSYS }
+
+// SetLk is not called.
+func (s *fileSystem) SetLk(<-chan struct{}, *fuse.LkIn) fuse.Status { return fuse.ENOSYS }
+
+// SetLkw is not called.
+func (s *fileSystem) SetLkw(<-chan struct{}, *fuse.LkIn) fuse.Status { return fuse.ENOSYS }
+
+// Writev is for requests that arrive in pieces, which /dev/fuse never gives.
+// ENOSYS: go-fuse calls Write.
+func (s *fileSystem) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Status) {
+	return 0, fuse.ENOSYS
+}

@@ -1,0 +1,101 @@
+package fusefs
+
+import (
+	"fmt"
+	"log"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/rs/zerolog"
+
+	"cagefs.dev/cage/pagecache"
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// maxValid is the longest that the kernel may believe names and attributes
+// without asking: there are no leases that would take them back.
+const maxValid = time.Second
+
+// Options of a mount. Session and Cache stay the caller's, who closes them
+// after Wait.
+type Options struct {
+	Session *remote.Session
+	Cache   *pagecache.Cache
+	Root    proto.Attr // the directory of the export that becomes the mount's root
+	Source  string     // shown as the device: HOST:/EXPORT
+	At      proto.LSN  // the state that is shown; 0: the present. A past state is read-only.
+
+	ReadOnly   bool
+	AllowOther bool // other users than the one who mounts; always so for root
+	Debug      bool // log each request
+
+	// How long the kernel may answer from what it was told. 0: a second, which
+	// is also the most; negative: not at all.
+	NameTimeout, AttrTimeout time.Duration
+
+	Log zerolog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	o.ReadOnly = o.ReadOnly || o.At != 0
+	o.AllowOther = o.AllowOther || os.Geteuid() == 0
+	o.NameTimeout = timeout(o.NameTimeout)
+	o.AttrTimeout = timeout(o.AttrTimeout)
+	return o
+}
+
+func timeout(d time.Duration) time.Duration {
+	switch {
+	case d < 0:
+		return 0
+	case d == 0 || d > maxValid:
+		return maxValid
+	}
+	return d
+}
+
+// check refuses options that cannot be mounted.
+func (o *Options) check() error {
+	switch {
+	case o.Session == nil || o.Cache == nil || o.Root.ID == 0:
+		return status.Newf(status.Internal, "mount", o.Source, "options without session, cache or root")
+	case !o.Root.IsDir():
+		return status.Newf(status.NotDir, "mount", o.Source, "only directories can be mounted")
+	}
+	return nil
+}
+
+// maxRequest is the most bytes of a read or write, and of what /dev/fuse hands over at once.
+const maxRequest = proto.MaxIO
+
+// fuseOptions are go-fuse's. The reasons are those of measurements: requests
+// larger than 1 MiB are slower, AUTO_INVAL_DATA drops pages after our own
+// writes, splice costs more than it saves for what is in memory, without
+// KILLPRIV_V2 each write is preceded by a getxattr.
+func (o *Options) fuseOptions(onPanic func()) *fuse.MountOptions {
+	return &fuse.MountOptions{
+		Name:                     fsSubtype,
+		FsName:                   o.Source,
+		MaxWrite:                 maxRequest,
+		MaxBackground:            64,
+		MaxInflightRequestBytes:  256 << 20,
+		ExplicitDataCacheControl: true,
+		DisableSplice:            true,
+		EnableSymlinkCaching:     true,
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO |
+			fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HAS_EXPIRE_ONLY,
+		// Passthrough would let writes by; locks stay the kernel's (ops.go).
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		Debug:                o.Debug,
+		Logger:               log.New(o.Log, "fuse: ", 0),
+		PanicHandler: func(v any) fuse.Status {
+			o.Log.Error().Str("panic", fmt.Sprint(v)).Bytes("stack", debug.Stack()).Msg("a request met a broken invariant, reported as EIO")
+			onPanic()
+			return fuse.EIO
+		},
+	}
+}
