@@ -93,7 +93,11 @@ func (s *Session) watch(ctx context.Context, t *oplog.Ticket, began time.Duratio
 // failures before, it returns nil.
 func (s *Session) Wait(ctx context.Context, seq proto.Seq) error {
 	s.mu.Lock()
-	t, failed, last := s.log.Watch(seq), s.log.Failed(seq), s.log.Last()
+	t, last := s.log.Watch(seq), s.log.Last()
+	var failed error
+	if t == nil {
+		failed = s.log.Failed(seq)
+	}
 	s.mu.Unlock()
 	switch {
 	case seq > last:

@@ -49,11 +49,8 @@ func (s *Session) Close(ctx context.Context) error {
 func (s *Session) push(ctx context.Context) error {
 	for {
 		s.mu.Lock()
-		ops, bytes := s.log.Unanswered()
-		lighter, why := s.lighter, ""
-		if s.state == Reconnecting {
-			why = ": " + s.connErr
-		}
+		ops, _ := s.log.Unanswered()
+		lighter := s.lighter
 		s.mu.Unlock()
 		if ops == 0 {
 			return nil
@@ -61,14 +58,23 @@ func (s *Session) push(ctx context.Context) error {
 		select {
 		case <-lighter:
 		case <-ctx.Done():
-			code := status.Of(ctx.Err())
-			if why != "" {
-				code = status.Unreachable
-			}
-			return status.Newf(code, "close", "", "%d %s, %s not delivered to %s%s",
-				ops, plural(ops, "change", "changes"), size(bytes), s.o.Addr, why)
+			return s.undelivered(ctx)
 		}
 	}
+}
+
+// undelivered is the error of a Close whose context has ended.
+func (s *Session) undelivered(ctx context.Context) error {
+	st := s.Status()
+	if st.Unapplied == 0 { // the last answer came together with the end
+		return nil
+	}
+	code, why := status.Of(ctx.Err()), ""
+	if st.State == Reconnecting {
+		code, why = status.Unreachable, ": "+st.LastError
+	}
+	return status.Newf(code, "close", "", "%d %s, %s not delivered to %s%s",
+		st.Unapplied, plural(st.Unapplied, "change", "changes"), size(st.Bytes), s.o.Addr, why)
 }
 
 // bye ends the session at the server, if there is a connection.

@@ -155,15 +155,19 @@ func (c *conn) dieLocked() []*conn {
 func (c *conn) watch() {
 	timer := time.NewTimer(pingAfter)
 	defer timer.Stop()
-	for missed := 0; ; {
+	missed, asked := 0, time.Duration(0)
+	for {
 		select {
 		case <-c.gone:
 			return
 		case <-timer.C:
 		}
-		silent := c.s.now() - time.Duration(c.heard.Load())
-		if silent < pingAfter {
+		heard := time.Duration(c.heard.Load())
+		silent := c.s.now() - heard
+		if heard >= asked {
 			missed = 0
+		}
+		if silent < pingAfter {
 			timer.Reset(pingAfter - silent)
 			continue
 		}
@@ -172,6 +176,7 @@ func (c *conn) watch() {
 			return
 		}
 		missed++
+		asked = c.s.now()
 		c.askForLife()
 		timer.Reset(pingAfter)
 	}

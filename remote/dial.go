@@ -19,7 +19,8 @@ import (
 
 // Dial connects, checks the server's pin, and opens a session. It tries once.
 // Errors: status.Unreachable, WrongKey (no pin or key for this server, or
-// refused), UnknownExport, Version, Timeout or Interrupted (ctx ended).
+// refused), UnknownExport, Version, Timeout or Interrupted (ctx ended), else
+// that with which the server refuses the session.
 func Dial(ctx context.Context, o Options) (*Session, error) {
 	o = o.withDefaults()
 	limit := connectTimeout

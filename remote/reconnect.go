@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
@@ -88,8 +87,8 @@ func (s *Session) tryConnect() *conn {
 	}
 	if rep.Resumed {
 		s.resumes++
-	} else {
-		s.lostLocked(req.Session)
+	} else if s.o.Export != "" { // a client that only lists exports has no session
+		s.lostLocked()
 	}
 	s.id, s.boot = rep.Session, rep.Boot
 	s.reopenLocked(req.Opens, rep.Resumed)
@@ -117,11 +116,11 @@ func (s *Session) resumeHello() *wire.HelloReq {
 }
 
 // lostLocked says that the server has given a new session instead of the old one.
-func (s *Session) lostLocked(old proto.SessionID) {
+func (s *Session) lostLocked() {
 	err := status.Newf(status.LostSession, "reconnect", s.o.Addr,
 		"the server does not know the session any more, so it cannot be told whether the change was applied")
 	failed := s.log.Lose(err)
-	s.o.Log.Warn().Uint64("session", uint64(old)).Int("failed", len(failed)).Msg("the server has lost the session")
+	s.o.Log.Warn().Int("failed", len(failed)).Msg("the server has lost the session")
 	for _, f := range failed {
 		s.failedLocked(f)
 	}

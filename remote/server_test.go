@@ -78,6 +78,11 @@ type server struct {
 	hold func(c *serverConn, h wire.Header) bool
 	// fail, called with mu, is the error of an operation that is applied for the first time.
 	fail func(op proto.Op) error
+
+	// refuse, if not nil, is the answer to every hello.
+	refuse error
+	// instead, set before anybody connects, serves connections after the TLS handshake.
+	instead func(net.Conn)
 }
 
 type serverSession struct {
@@ -184,6 +189,10 @@ func (c *serverConn) serve() {
 	if c.tls.Handshake() != nil {
 		return
 	}
+	if c.srv.instead != nil {
+		c.srv.instead(c.tls)
+		return
+	}
 	if _, err := wire.Welcome(c.tls); err != nil {
 		return
 	}
@@ -237,6 +246,9 @@ func (c *serverConn) handle(h wire.Header, m wire.Message) bool {
 func (c *serverConn) hello(m *wire.HelloReq) (wire.Message, error) {
 	s := c.srv
 	s.hellos = append(s.hellos, *m)
+	if s.refuse != nil {
+		return nil, s.refuse
+	}
 	if m.Export != "" && !slices.Contains(s.exports, m.Export) {
 		return nil, status.New(status.UnknownExport, "hello", m.Export)
 	}

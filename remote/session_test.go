@@ -247,6 +247,27 @@ func TestLostSession(t *testing.T) {
 	})
 }
 
+func TestSessionOfAnotherHistory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newServer(t, simnet.New(1), 0)
+		s := srv.dial(srv.options())
+		srv.set(func() { srv.hold = holding(writeOp) })
+		seq, err := s.Log(ctx, who, write(5, 0, "x"))
+		require.NoError(t, err)
+		synctest.Wait()
+		srv.set(func() {
+			srv.hold = nil
+			srv.sessions[101].applied = make([]string, 7) // of a client that this is not
+		})
+		srv.net.Cut("client", "server")
+		require.Equal(t, status.LostSession, status.Of(s.Wait(ctx, seq)))
+		_, err = s.Do(ctx, who, mkdir("d"))
+		require.NoError(t, err)
+		require.EqualValues(t, 102, s.Status().Session)
+		require.Error(t, s.TakeError(0))
+	})
+}
+
 func TestStickyErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newServer(t, simnet.New(1), 0)
