@@ -3,18 +3,20 @@ package vfs
 import (
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // disks are the implementations that must behave alike.
 func disks() map[string]func(t *testing.T) FS {
 	openOS := func(t *testing.T, plain bool) FS {
-		fs, err := OS(t.TempDir())
+		fs, err := OS(ext4Dir(t))
 		require.NoError(t, err)
 		if plain {
 			fs.(*osFS).plain = true
@@ -28,6 +30,18 @@ func disks() map[string]func(t *testing.T) FS {
 		"Mem":                func(t *testing.T) FS { return NewMem(1) },
 		"Inject":             func(t *testing.T) FS { return Inject(NewMem(1), func(Op) error { return nil }) },
 	}
+}
+
+// ext4Dir returns a directory on the file system that the tables describe:
+// others count links of directories and limit sizes in other ways.
+func ext4Dir(t *testing.T) string {
+	var st unix.Statfs_t
+	dir := t.TempDir()
+	require.NoError(t, unix.Statfs(dir, &st))
+	if st.Type != unix.EXT4_SUPER_MAGIC || os.Getuid() != 0 {
+		t.Skip("the expectations are those of root on ext4; set TMPDIR")
+	}
+	return dir
 }
 
 func rootOf(t testing.TB, fs FS) Dir {

@@ -213,7 +213,7 @@ func TestDifferential(t *testing.T) {
 		rounds = 5
 	}
 	for seed := range uint64(rounds) {
-		fs, err := OS(t.TempDir())
+		fs, err := OS(ext4Dir(t))
 		require.NoError(t, err)
 		mem := NewMem(seed)
 		a, b := &player{root: rootOf(t, fs)}, &player{root: rootOf(t, mem)}

@@ -11,7 +11,7 @@ type Op struct {
 	Kind string // the method's name in lower case: "rename", "datasync", "writeat", "syncfs", …
 	Path string // of its object below the root, by the names it was opened by; "" is the root
 	To   string // the second path of link, rename and copyto
-	Off  int64  // of readat, writeat, punchhole, copyto; the size of truncate
+	Off  int64  // of readat, writeat, punchhole, nextdata, copyto (of the source); the size of truncate
 	Len  int64  // of readat, writeat, punchhole, copyto
 }
 

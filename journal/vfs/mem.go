@@ -125,7 +125,7 @@ func NewMem(seed uint64) *Mem {
 		nextIno: firstIno,
 		clock:   time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano(),
 	}
-	now := m.tick()
+	now := m.tickLocked()
 	m.live.own(rootID).attrs = attrs{Info: Info{
 		Ident: Ident{Ino: rootIno, Btime: now}, Mode: syscall.S_IFDIR | 0o755, Nlink: 2,
 		Atime: now, Mtime: now, Ctime: now,
@@ -169,7 +169,7 @@ func (m *Mem) SyncFS() error {
 	defer m.mu.Unlock()
 	m.settleLocked(m.seq)
 	for id := range m.data {
-		m.syncData(id)
+		m.syncDataLocked(id)
 	}
 	return nil
 }
@@ -203,8 +203,8 @@ func (m *Mem) settleLocked(to uint64) {
 	m.pending = slices.Clone(m.pending[n:])
 }
 
-// tick returns the time of a change. Call with m.mu held.
-func (m *Mem) tick() int64 {
+// tickLocked returns the time of a change.
+func (m *Mem) tickLocked() int64 {
 	m.clock += int64(time.Microsecond)
 	return m.clock
 }
@@ -216,7 +216,7 @@ type change struct {
 	deltas txn
 }
 
-func (m *Mem) begin() *change { return &change{m: m, now: m.tick()} }
+func (m *Mem) beginLocked() *change { return &change{m: m, now: m.tickLocked()} }
 
 // attrs returns an inode's attributes to be changed.
 func (c *change) attrs(id nodeID) *attrs {
@@ -282,7 +282,7 @@ func (c *change) commit() {
 	m.pending = append(m.pending, c.deltas)
 	for _, d := range c.deltas {
 		if d.attrs != nil && m.data[d.id] != nil {
-			m.ownData(d.id).changed = m.seq
+			m.ownDataLocked(d.id).changed = m.seq
 		}
 	}
 }
@@ -312,20 +312,20 @@ func (c *change) newInode(mode, rdev uint32, gid uint32, target string) nodeID {
 	return m.lastID
 }
 
-// unref ends an open handle's hold on an inode.
+// unrefLocked ends an open handle's hold on an inode.
 func (m *Mem) unrefLocked(id nodeID) {
 	if m.refs[id]--; m.refs[id] > 0 {
 		return
 	}
 	delete(m.refs, id)
 	if n := m.live.nodes[id]; n.Nlink == 0 {
-		c := m.begin()
+		c := m.beginLocked()
 		c.free(id, n.Ino)
 		c.commit()
 	}
 }
 
-// info describes an inode.
+// infoLocked describes an inode.
 func (m *Mem) infoLocked(id nodeID) Info {
 	info := m.live.nodes[id].Info
 	if d := m.data[id]; d != nil {

@@ -33,7 +33,7 @@ func (d *memDir) Chmod(name string, perm uint32) error {
 	if n.Mode&syscall.S_IFMT == syscall.S_IFLNK {
 		return syscall.EOPNOTSUPP
 	}
-	c := d.m.begin()
+	c := d.m.beginLocked()
 	a := c.touch(id)
 	a.Mode = a.Mode&syscall.S_IFMT | perm&permBits
 	c.commit()
@@ -46,7 +46,7 @@ func (d *memDir) Chown(name string, uid, gid uint32) error {
 	if err != nil {
 		return err
 	}
-	c := d.m.begin()
+	c := d.m.beginLocked()
 	a := c.touch(id)
 	if uid != ^uint32(0) {
 		a.UID = uid
@@ -78,7 +78,7 @@ func (m *Mem) utimesLocked(id nodeID, atime, mtime int64) {
 	if atime == OmitTime && mtime == OmitTime {
 		return
 	}
-	c := m.begin()
+	c := m.beginLocked()
 	a := c.touch(id)
 	if atime != OmitTime {
 		a.Atime = atime
@@ -163,7 +163,7 @@ func (d *memDir) RemoveXattr(name, attr string) error {
 }
 
 func (m *Mem) setXattrLocked(id nodeID, edit func(map[string]string)) {
-	c := m.begin()
+	c := m.beginLocked()
 	a := c.touch(id)
 	x := maps.Clone(a.xattrs)
 	if x == nil {

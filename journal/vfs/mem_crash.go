@@ -80,7 +80,7 @@ func (m *Mem) Clone() *Mem {
 	m.owner = new(token)
 	for _, id := range slices.Sorted(maps.Keys(m.refs)) {
 		if n := c.live.nodes[id]; n.Nlink == 0 {
-			ch := c.begin()
+			ch := c.beginLocked()
 			ch.free(id, n.Ino)
 			ch.commit()
 		}

@@ -29,7 +29,7 @@ func crashes(t *testing.T, m *Mem, n int, f func(root Dir)) {
 // TestCrashPrefix: names and attributes are those after some number of calls,
 // not fewer than were made durable.
 func TestCrashPrefix(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range uint64(15) {
 		m, rng := NewMem(seed), newRand(seed)
 		p := &player{root: rootOf(t, m)}
 		states := map[string]int{"": 0}
@@ -72,7 +72,7 @@ func (p *player) playNames(t *testing.T, rng *rand.Rand) {
 
 // TestCrashSynced: what was synced is there, whatever came after it elsewhere.
 func TestCrashSynced(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(80) {
 		m, rng := NewMem(seed), newRand(seed)
 		root := rootOf(t, m)
 		synced := make(map[string]string)

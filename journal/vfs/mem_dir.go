@@ -91,10 +91,10 @@ func (d *memDir) find(name string) (nodeID, *inode, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	return d.m.lookup(dir, name)
+	return d.m.lookupLocked(dir, name)
 }
 
-func (m *Mem) lookup(dir *inode, name string) (nodeID, *inode, error) {
+func (m *Mem) lookupLocked(dir *inode, name string) (nodeID, *inode, error) {
 	i, found := findCookie(dir.entries, m.cookie(dir.entries, name))
 	if !found {
 		return 0, nil, syscall.ENOENT
@@ -146,7 +146,7 @@ func (d *memDir) make(name string, mode, rdev uint32, target string) (nodeID, er
 	if dir.Mode&syscall.S_ISGID != 0 {
 		gid = dir.GID
 	}
-	c := d.m.begin()
+	c := d.m.beginLocked()
 	id := c.newInode(mode, rdev, gid, target)
 	c.enter(d.id, name, id)
 	if mode&syscall.S_IFMT == syscall.S_IFDIR {
@@ -227,7 +227,7 @@ func (d *memDir) Link(name string, to Dir, newname string) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = m.lookup(toDir, newname)
+	_, _, err = m.lookupLocked(toDir, newname)
 	switch {
 	case err == nil:
 		return syscall.EEXIST
@@ -238,7 +238,7 @@ func (d *memDir) Link(name string, to Dir, newname string) error {
 	case n.Nlink >= maxLinks:
 		return syscall.EMLINK
 	}
-	c := m.begin()
+	c := m.beginLocked()
 	c.touch(id).Nlink++
 	c.enter(toID, newname, id)
 	c.commit()
@@ -254,7 +254,7 @@ func (d *memDir) Remove(name string) error {
 	if n.isDir() {
 		return syscall.EISDIR
 	}
-	c := d.m.begin()
+	c := d.m.beginLocked()
 	c.enter(d.id, name, 0)
 	c.dropLink(id, 1)
 	c.commit()
@@ -272,7 +272,7 @@ func (d *memDir) RemoveDir(name string) error {
 	case len(n.entries) > 0:
 		return syscall.ENOTEMPTY
 	}
-	c := d.m.begin()
+	c := d.m.beginLocked()
 	c.enter(d.id, name, 0)
 	c.attrs(d.id).Nlink--
 	c.dropLink(id, n.Nlink)
@@ -299,7 +299,7 @@ func (d *memDir) Rename(name string, to Dir, newname string, flags uint) error {
 		return err
 	}
 	exchange := flags == RenameExchange
-	oldID, old, _ := m.lookup(toDir, newname)
+	oldID, old, _ := m.lookupLocked(toDir, newname)
 	switch {
 	case toDir.Nlink == 0:
 		return syscall.ENOENT
@@ -307,9 +307,9 @@ func (d *memDir) Rename(name string, to Dir, newname string, flags uint) error {
 		return syscall.EEXIST
 	case old == nil && exchange:
 		return syscall.ENOENT
-	case m.under(toID, id):
+	case m.underLocked(toID, id):
 		return syscall.EINVAL
-	case old != nil && m.under(d.id, oldID):
+	case old != nil && m.underLocked(d.id, oldID):
 		if exchange {
 			return syscall.EINVAL
 		}
@@ -324,7 +324,7 @@ func (d *memDir) Rename(name string, to Dir, newname string, flags uint) error {
 	case len(old.entries) > 0:
 		return syscall.ENOTEMPTY
 	}
-	c := m.begin()
+	c := m.beginLocked()
 	c.touch(id)
 	c.enter(toID, newname, id)
 	if n.isDir() {
@@ -351,8 +351,8 @@ func (d *memDir) Rename(name string, to Dir, newname string, flags uint) error {
 	return nil
 }
 
-// under tells whether a directory is top or lies somewhere below it.
-func (m *Mem) under(id, top nodeID) bool {
+// underLocked tells whether a directory is top or lies somewhere below it.
+func (m *Mem) underLocked(id, top nodeID) bool {
 	for id != top {
 		n := m.live.nodes[id]
 		if id == rootID || n == nil {

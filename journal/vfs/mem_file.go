@@ -46,8 +46,8 @@ func (t cut) apply(c *content) {
 	}
 }
 
-// ownData returns a file's data to be changed. Call with m.mu held.
-func (m *Mem) ownData(id nodeID) *filedata {
+// ownDataLocked returns a file's data to be changed.
+func (m *Mem) ownDataLocked(id nodeID) *filedata {
 	d := m.data[id]
 	if d.owner != m.owner {
 		own := *d
@@ -82,13 +82,12 @@ func (d *filedata) cut(seq uint64, t cut) {
 	d.epochs = append(d.epochs, epoch{seq: seq, cut: t})
 }
 
-// syncData makes a file's content durable, but for what was lost. Call with
-// m.mu held.
-func (m *Mem) syncData(id nodeID) {
+// syncDataLocked makes a file's content durable, but for what was lost.
+func (m *Mem) syncDataLocked(id nodeID) {
 	if len(m.data[id].epochs) == 0 {
 		return
 	}
-	d := m.ownData(id)
+	d := m.ownDataLocked(id)
 	before := d.stable
 	d.stable = d.cur.share()
 	if len(d.lost) > 0 {
@@ -170,9 +169,9 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	}
 	n := max(0, min(int64(len(p)), maxFileSize-off))
 	if n > 0 {
-		f.m.ownData(f.id).write(p[:n], off)
+		f.m.ownDataLocked(f.id).write(p[:n], off)
 		// Times that only a write changed reach the disk with the next change of the inode.
-		now := f.m.tick()
+		now := f.m.tickLocked()
 		inode := f.m.live.own(f.id)
 		inode.Mtime, inode.Ctime = now, now
 	}
@@ -193,16 +192,16 @@ func (f *memFile) Truncate(size int64) error {
 	case size > maxFileSize:
 		return syscall.EFBIG
 	}
-	f.cut(cut{size: size})
+	f.cutLocked(cut{size: size})
 	return nil
 }
 
-// cut begins an epoch with a truncation or hole. Call with m.mu held.
-func (f *memFile) cut(t cut) {
-	c := f.m.begin()
+// cutLocked begins an epoch with a truncation or hole.
+func (f *memFile) cutLocked(t cut) {
+	c := f.m.beginLocked()
 	c.modify(f.id)
 	c.commit()
-	f.m.ownData(f.id).cut(f.m.seq, t)
+	f.m.ownDataLocked(f.id).cut(f.m.seq, t)
 }
 
 func (f *memFile) PunchHole(off, n int64) error {
@@ -218,7 +217,7 @@ func (f *memFile) PunchHole(off, n int64) error {
 	case n > maxFileSize-off:
 		return syscall.EFBIG
 	}
-	f.cut(cut{size: -1, off: off, end: off + n})
+	f.cutLocked(cut{size: -1, off: off, end: off + n})
 	return nil
 }
 
@@ -277,7 +276,7 @@ func (f *memFile) sync(upTo func(*filedata) uint64) error {
 		return err
 	}
 	f.m.settleLocked(upTo(d))
-	f.m.syncData(f.id)
+	f.m.syncDataLocked(f.id)
 	return nil
 }
 
@@ -285,7 +284,7 @@ func (f *memFile) sync(upTo func(*filedata) uint64) error {
 func (f *memFile) loseUnsynced() {
 	defer f.m.mu.Unlock()
 	if _, err := f.lock(); err == nil {
-		f.m.ownData(f.id).lose()
+		f.m.ownDataLocked(f.id).lose()
 	}
 }
 
@@ -293,7 +292,7 @@ func (m *Mem) loseUnsynced() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for id := range m.data {
-		m.ownData(id).lose()
+		m.ownDataLocked(id).lose()
 	}
 }
 
