@@ -37,6 +37,9 @@ type daemon struct {
 	mounted time.Time
 
 	mount atomic.Pointer[fusefs.Mounted] // nil until it works
+
+	finished chan struct{} // closed when the session has ended
+	result   error         // what was not delivered; set before finished is closed
 }
 
 // root is the directory of the export that a mount shows.
@@ -85,18 +88,12 @@ func run(ctx context.Context, m *spec, std cli.Std, parent *announcer) error {
 
 // start connects, finds the directory and the moment, and mounts. After an
 // error nothing is left of it.
-func start(ctx context.Context, m *spec, log zerolog.Logger) (d *daemon, err error) {
+func start(ctx context.Context, m *spec, log zerolog.Logger) (*daemon, error) {
 	dir, err := auth.DefaultKeyringDir()
 	if err != nil {
 		return nil, err
 	}
-	d = &daemon{spec: m, log: log, mounted: time.Now()}
-	d.cache = pagecache.New(pagecache.Options{PageSize: page.Size(m.opts.pageSize), Bytes: int64(m.opts.cacheSize)})
-	defer func() {
-		if err != nil {
-			d.cache.Close()
-		}
-	}()
+	d := &daemon{spec: m, log: log, mounted: time.Now(), finished: make(chan struct{})}
 	// Its moment is not part of an export's name, which has no @.
 	export, _, _ := strings.Cut(m.source.Export, "@")
 	d.session, err = remote.Dial(ctx, remote.Options{
@@ -105,36 +102,36 @@ func start(ctx context.Context, m *spec, log zerolog.Logger) (d *daemon, err err
 		Changed: d.changed, Reset: d.reset, Failed: d.failed,
 	})
 	if err != nil {
-		return nil, dialError(m.source, err)
-	}
-	defer func() {
-		if err != nil {
-			d.session.Close(ctx)
-		}
-	}()
-	if d.root, err = findRoot(ctx, d.session, m.source, time.Now()); err != nil {
 		return nil, err
 	}
-	mount, err := fusefs.Mount(m.mountpoint, fusefs.Options{
-		Session: d.session, Cache: d.cache, Root: d.root.attr, At: d.root.at, Source: m.source.String(),
-		ReadOnly: m.opts.readOnly || d.session.Hello().ReadOnly, AllowOther: m.opts.allowOther, Debug: m.opts.debug, Log: log,
-	})
-	if err != nil {
-		return nil, err
+	d.cache = pagecache.New(pagecache.Options{PageSize: page.Size(m.opts.pageSize), Bytes: int64(m.opts.cacheSize)})
+	if err := d.attach(ctx); err != nil {
+		d.cache.Close()
+		return nil, errors.Join(err, d.session.Close(ctx))
 	}
-	d.mount.Store(mount)
 	return d, nil
 }
 
-// dialError adds what helps somebody who just typed a host.
-func dialError(src cli.Source, err error) error {
-	switch {
-	case errors.Is(err, unix.ECONNREFUSED):
-		return status.Newf(status.Unreachable, "", src.Addr(), "connection refused (is cageserverd running on %s?)", src.Host)
-	case errors.Is(err, status.UnknownExport):
-		return status.Newf(status.UnknownExport, "", src.String(), "the server has no such export")
+// attach puts the mount into the tree.
+func (d *daemon) attach(ctx context.Context) error {
+	var err error
+	if d.root, err = findRoot(ctx, d.session, d.spec.source, time.Now()); err != nil {
+		return err
 	}
-	return err
+	mount, err := fusefs.Mount(d.spec.mountpoint, fusefs.Options{
+		Session: d.session, Cache: d.cache, Root: d.root.attr, At: d.root.at, Source: d.spec.source.String(),
+		ReadOnly: d.readOnly(), AllowOther: d.spec.opts.allowOther, Debug: d.spec.opts.debug, Log: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.mount.Store(mount)
+	return nil
+}
+
+// readOnly reports whether the mount refuses changes, for whatever reason.
+func (d *daemon) readOnly() bool {
+	return d.spec.opts.readOnly || d.root.at != 0 || d.session.Hello().ReadOnly
 }
 
 // findRoot finds what a source names: PATH@MOMENT is a path at a moment, unless
@@ -251,7 +248,8 @@ func (d *daemon) stop(ctx context.Context, unmount bool) error {
 		}
 	}
 	if err := d.session.Close(ctx); err != nil {
-		return fmt.Errorf("not everything was delivered: %w", err)
+		d.result = fmt.Errorf("unmounted, but not everything was delivered: %w", err)
 	}
-	return nil
+	close(d.finished)
+	return d.result
 }

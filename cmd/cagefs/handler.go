@@ -26,7 +26,7 @@ func (d *daemon) Status() control.Status {
 	s := d.session.Status()
 	return control.Status{
 		Mountpoint: d.spec.mountpoint, Source: d.spec.source.String(), Addr: s.Addr,
-		ReadOnly: d.spec.opts.readOnly || d.session.Hello().ReadOnly || d.root.at != 0, At: d.root.at,
+		ReadOnly: d.readOnly(), At: d.root.at,
 		Software: cli.Software("cagefs"), PID: os.Getpid(), Mounted: d.mounted,
 		State: stateNames[s.State], Since: s.Since, LastError: s.LastError,
 		Unapplied: s.Unapplied, Bytes: s.Bytes, DataConns: s.DataConns, Resumes: s.Resumes,
@@ -60,10 +60,16 @@ func (d *daemon) undelivered(err error) error {
 	return status.Newf(status.Of(err), "", "", "%d changes (%s of data) are not delivered: %w", s.Unapplied, cli.Size(s.Bytes).Short(), err)
 }
 
-// Umount implements control.Handler: nothing is unmounted that was not delivered.
+// Umount implements control.Handler: nothing is unmounted that was not
+// delivered. What comes after the unmounting (Mounted.Wait returns, the session
+// ends) is not cut short when the client goes away.
 func (d *daemon) Umount(ctx context.Context) error {
 	if err := d.Sync(ctx); err != nil {
 		return fmt.Errorf("still mounted: %w", err)
 	}
-	return d.mount.Load().Unmount(ctx)
+	if err := d.mount.Load().Unmount(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	<-d.finished
+	return d.result
 }

@@ -47,7 +47,7 @@ func umount(ctx context.Context, mountpoint string, std cli.Std) error {
 		return err
 	}
 	defer c.Close()
-	return status.Wrap(c.Umount(ctx), "", mountpoint)
+	return c.Umount(ctx)
 }
 
 // deadWait is how long a mount has to say that nobody serves it; the kernel

@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/auth"
 	"cagefs.dev/cage/remote/proto"
-	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
 
@@ -35,10 +32,7 @@ func dialHistory(ctx context.Context, addr, export string) (*online, error) {
 		Addr: addr, Export: export, Keys: auth.OpenKeyring(dir), Software: cli.Software("cagejournal"),
 		Patience: patience, DataPort: true, Log: zerolog.Nop(),
 	})
-	switch {
-	case errors.Is(err, unix.ECONNREFUSED):
-		return nil, status.Newf(status.Unreachable, "", addr, "connection refused (is cageserverd running there?)")
-	case err != nil:
+	if err != nil {
 		return nil, err
 	}
 	return &online{s: s, ident: ownIdent()}, nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"time"
 
@@ -161,21 +160,37 @@ func printAttr(w io.Writer, name, target string, m moment, a *proto.Attr) error 
 	return err
 }
 
-// modeString is a mode as ls shows it.
+// modeString is a mode as ls(1) shows it.
 func modeString(mode uint32) string {
-	types := map[uint32]fs.FileMode{
-		proto.ModeDir: fs.ModeDir, proto.ModeSymlink: fs.ModeSymlink, proto.ModeFIFO: fs.ModeNamedPipe,
-		proto.ModeSocket: fs.ModeSocket, proto.ModeChar: fs.ModeDevice | fs.ModeCharDevice, proto.ModeBlock: fs.ModeDevice,
-	}
-	m := types[mode&proto.ModeType] | fs.FileMode(mode&0o777)
-	for bit, f := range map[uint32]fs.FileMode{
-		proto.ModeSetuid: fs.ModeSetuid, proto.ModeSetgid: fs.ModeSetgid, proto.ModeSticky: fs.ModeSticky,
+	out := []byte("?rwxrwxrwx")
+	for typ, c := range map[uint32]byte{
+		proto.ModeRegular: '-', proto.ModeDir: 'd', proto.ModeSymlink: 'l', proto.ModeFIFO: 'p',
+		proto.ModeSocket: 's', proto.ModeChar: 'c', proto.ModeBlock: 'b',
 	} {
-		if mode&bit != 0 {
-			m |= f
+		if mode&proto.ModeType == typ {
+			out[0] = c
 		}
 	}
-	return m.String()
+	for i := range 9 {
+		if mode&(0o400>>i) == 0 {
+			out[1+i] = '-'
+		}
+	}
+	for _, s := range []struct {
+		bit   uint32
+		at    int
+		yes   byte // with the right to execute
+		alone byte
+	}{{proto.ModeSetuid, 3, 's', 'S'}, {proto.ModeSetgid, 6, 's', 'S'}, {proto.ModeSticky, 9, 't', 'T'}} {
+		switch {
+		case mode&s.bit == 0:
+		case out[s.at] == 'x':
+			out[s.at] = s.yes
+		default:
+			out[s.at] = s.alone
+		}
+	}
+	return string(out)
 }
 
 func newLs() *cli.Command {

@@ -202,6 +202,27 @@ func (a *App) commandHelp(w io.Writer, c *Command) error {
 	return err
 }
 
+// Check finds contradictions in the table of commands, for tests: a name given
+// twice, a command without example, an example whose flags are unknown.
+func (a *App) Check() error {
+	seen := map[string]bool{}
+	for _, construct := range a.Commands {
+		c := construct()
+		words := strings.Fields(c.Example)
+		switch {
+		case seen[c.Name]:
+			return fmt.Errorf("%s: two commands of this name", c.Name)
+		case len(words) < 2 || words[0] != a.Name || words[1] != c.Name:
+			return fmt.Errorf("%s: no example of it: %q", c.Name, c.Example)
+		}
+		seen[c.Name] = true
+		if err := c.Flags.Parse(words[2:]); err != nil {
+			return fmt.Errorf("%s: its example %q: %w", c.Name, c.Example, err)
+		}
+	}
+	return nil
+}
+
 // oneLine keeps an error to one line, whatever a peer or a file name put into it.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {

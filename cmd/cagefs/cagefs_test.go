@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/cmd/internal/cli"
+	"cagefs.dev/cage/cmd/internal/control"
+)
+
+// cagefs runs a command line and returns its exit code and what it wrote.
+func cagefs(t *testing.T, args ...string) (code cli.Exit, out, errs string) {
+	t.Helper()
+	var o, e bytes.Buffer
+	code = app().Main(t.Context(), args, cli.Std{In: strings.NewReader(""), Out: &o, Err: &e})
+	return code, o.String(), e.String()
+}
+
+func TestTable(t *testing.T) { require.NoError(t, app().Check()) }
+
+func TestWrongCommandLines(t *testing.T) {
+	dir := t.TempDir()
+	tests := []struct {
+		name string
+		args []string
+		code cli.Exit
+		text string
+	}{
+		{"no mountpoint", []string{"mount", "h:/d"}, cli.ExitUsage, "missing argument"},
+		{"no mountpoint, implied", []string{"h:/d"}, cli.ExitUsage, "missing argument"},
+		{"several sources", []string{"mount", "a=h:/d", "b=h:/e", dir}, cli.ExitUsage, "several sources in one mount are not supported yet"},
+		{"named source", []string{"mount", "a=h:/d", dir}, cli.ExitUsage, "named sources are not supported yet"},
+		{"no source", []string{"mount", "h/d", dir}, cli.ExitUsage, "not a source"},
+		{"unknown option", []string{"h:/d", dir, "-o", "ro,sauce=5"}, cli.ExitUsage, "cagefs: unknown option -o sauce"},
+		{"unknown flag", []string{"mount", "--x", "h:/d", dir}, cli.ExitUsage, "cagefs: unknown flag --x"},
+		{"unknown command", []string{"unmount", dir}, cli.ExitUsage, "cagefs: unknown command unmount"},
+		{"page size", []string{"h:/d", dir, "--page-size=100K"}, cli.ExitUsage, "not a power of two"},
+		{"no mount to unmount", []string{"umount", dir}, cli.ExitNotFound, "not a mountpoint of Cage"},
+		{"no mount to ask", []string{"status", dir}, cli.ExitNotFound, "not a mountpoint of Cage"},
+		{"no mount to sync", []string{"sync", dir + "/none"}, cli.ExitNotFound, "not a mountpoint of Cage"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			code, out, errs := cagefs(t, tt.args...)
+			require.Equal(t, tt.code, code, errs)
+			require.Empty(t, out)
+			require.Contains(t, errs, tt.text)
+			require.Equal(t, 1, strings.Count(errs, "\n"), "one line: %q", errs)
+		})
+	}
+}
+
+func TestOptions(t *testing.T) {
+	defaults := options{soft: 30 * time.Second, cacheSize: 256 << 20, pageSize: 128 << 10, logLevel: "info"}
+	with := func(change func(*options)) options {
+		o := defaults
+		change(&o)
+		return o
+	}
+	tests := []struct {
+		name string
+		args []string
+		want options
+		err  string
+	}{
+		{"defaults", nil, defaults, ""},
+		{"fstab", []string{"-o", "_netdev,nofail,defaults,rw,noauto,x-systemd.automount,comment=mine"}, defaults, ""},
+		{"ro", []string{"-o", "ro"}, with(func(o *options) { o.readOnly = true }), ""},
+		{"both spellings", []string{"-o", "allow_other,cache-size=1G", "--page_size=64KiB"}, with(func(o *options) {
+			o.allowOther, o.cacheSize, o.pageSize = true, 1<<30, 64<<10
+		}), ""},
+		{"soft", []string{"-o", "soft=5s"}, with(func(o *options) { o.soft = 5 * time.Second }), ""},
+		{"hard", []string{"-o", "hard"}, with(func(o *options) { o.soft, o.hard = 0, true }), ""},
+		{"debug", []string{"-d"}, with(func(o *options) { o.debug, o.foreground, o.logLevel = true, true, "debug" }), ""},
+		{"several -o", []string{"-o", "ro", "-o", "soft=1m,"}, with(func(o *options) { o.readOnly, o.soft = true, time.Minute }), ""},
+		{"hard and soft", []string{"--hard", "-o", "soft=5s"}, options{}, "soft and hard exclude each other"},
+		{"no time", []string{"-o", "soft=never"}, options{}, `-o soft: no value for it: "never"`},
+		{"zero", []string{"--soft=0s"}, options{}, "must be positive"},
+		{"value missing", []string{"-o", "cache_size"}, options{}, "-o cache_size needs a value"},
+		{"small cache", []string{"-o", "cache_size=1M"}, options{}, "less than 16 pages"},
+		{"page too large", []string{"-o", "page_size=8M"}, options{}, "not a power of two from 4KiB to 4MiB"},
+		{"not for -o", []string{"-o", "foreground"}, options{}, "unknown option -o foreground"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var o options
+			c := cli.New("mount", "", "")
+			o.register(c.Flags)
+			require.NoError(t, c.Flags.Parse(tt.args))
+			err := o.finish(c.Flags)
+			if tt.err != "" {
+				require.ErrorContains(t, err, tt.err)
+				require.Equal(t, cli.ExitUsage, cli.ExitOf(err))
+				return
+			}
+			require.NoError(t, err)
+			o.o = nil
+			require.Equal(t, tt.want, o)
+		})
+	}
+}
+
+// The command line of the mount's process means the same as the one typed.
+func TestChildArgs(t *testing.T) {
+	var o options
+	c := cli.New("mount", "", "")
+	o.register(c.Flags)
+	require.NoError(t, c.Flags.Parse([]string{"-o", "ro,soft=5s,_netdev", "--cache-size", "1.5GiB", "h:/d", "mnt"}))
+	require.NoError(t, o.finish(c.Flags))
+	args := childArgs(c.Flags, &spec{mountpoint: "/abs/mnt"})
+	require.Equal(t, "mount", args[0])
+
+	var again options
+	c = cli.New("mount", "", "")
+	again.register(c.Flags)
+	require.NoError(t, c.Flags.Parse(args[1:]))
+	require.NoError(t, again.finish(c.Flags))
+	require.Equal(t, []string{"h:/d", "/abs/mnt"}, c.Flags.Args())
+	o.o, o.foreground = nil, true
+	require.Equal(t, o, again)
+}
+
+func TestLogPath(t *testing.T) {
+	m := &spec{mountpoint: "/mnt/a/b", opts: &options{}}
+	t.Setenv("XDG_STATE_HOME", "/state")
+	path, chosen, err := m.logPath()
+	require.NoError(t, err)
+	require.False(t, chosen)
+	require.Equal(t, "/state/cage/mnt-a-b.log", path)
+	m.opts.logFile = "/var/log/x"
+	path, chosen, err = m.logPath()
+	require.NoError(t, err)
+	require.True(t, chosen)
+	require.Equal(t, "/var/log/x", path)
+}
+
+func TestPrintStatus(t *testing.T) {
+	since := time.Date(2026, 11, 21, 14, 2, 3, 0, time.Local)
+	s := control.Status{
+		Mountpoint: "/mnt", Source: "h:/d", Addr: "h:7400", State: "reconnecting", Since: since, Mounted: since,
+		Software: "cagefs 0.1", PID: 7, Unapplied: 3, Bytes: 3 << 19, DataConns: 2, Resumes: 1, LastError: "connection refused",
+	}
+	var b bytes.Buffer
+	require.NoError(t, printStatus(&b, s))
+	require.Equal(t, `h:/d on /mnt (read-write)
+server       h:7400, reconnecting since 2026-11-21 14:02:03, 2 data connections, resumed 1 times
+undelivered  3 changes, 1.5MiB of data
+process      7, cagefs 0.1, mounted 2026-11-21 14:02:03
+last error   connection refused
+`, b.String())
+}
