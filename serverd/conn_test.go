@@ -233,3 +233,15 @@ func TestDrain(t *testing.T) {
 	_, err = r.tryDial(r.keys)
 	require.Error(t, err)
 }
+
+func TestPanicIsAnswered(t *testing.T) {
+	before := handlers[wire.OpUsage]
+	handlers[wire.OpUsage] = func(*call, wire.Message) (wire.Message, error) { panic("secrets") }
+	t.Cleanup(func() { handlers[wire.OpUsage] = before })
+	r := serve(t, Options{})
+	p, _ := r.on()
+	err := p.call(wire.OpUsage, &wire.Empty{}, &wire.UsageRep{})
+	require.Equal(t, status.Internal, codeOf(err))
+	require.NotContains(t, err.Error(), "secrets", "what it was is for the log")
+	require.NoError(t, p.call(wire.OpPing, &wire.Empty{}, &wire.Empty{}), "the connection goes on")
+}

@@ -2,6 +2,7 @@ package serverd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -148,9 +149,12 @@ func (c *conn) handleRead(op wire.Opcode, m wire.Message) (rep wire.Message, err
 func (c *conn) recovered(op wire.Opcode, err *error) {
 	if p := recover(); p != nil {
 		c.log.Error().Str("request", op.String()).Str("panic", fmt.Sprint(p)).Bytes("stack", debug.Stack()).Msg("request failed")
-		*err = status.Newf(status.Internal, op.String(), "", "a fault in the server, see its log")
+		*err = status.Newf(status.Internal, op.String(), "", "%w", errFault)
 	}
 }
+
+// errFault is what clients are told of a panic, which is in the log already.
+var errFault = errors.New("a fault in the server, see its log")
 
 func (c *conn) settleRead(h wire.Header, m wire.Message, err error, cost int64) {
 	if err != nil {
@@ -163,6 +167,9 @@ func (c *conn) settleRead(h wire.Header, m wire.Message, err error, cost int64) 
 
 // noteFault logs errors that are no answers to what was asked, but faults.
 func (c *conn) noteFault(op wire.Opcode, err error) {
+	if errors.Is(err, errFault) {
+		return
+	}
 	switch status.Of(err) {
 	case status.Internal, status.IO, status.Damaged:
 		c.log.Error().Str("request", op.String()).Err(err).Msg("request failed")

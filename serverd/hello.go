@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/remote/auth"
 	"cagefs.dev/cage/remote/proto"
@@ -26,9 +28,7 @@ func (s *Server) handle(raw net.Conn) {
 	raw.SetDeadline(time.Now().Add(s.o.Handshake))
 	head, first, err := c.greet()
 	if err != nil {
-		if !errors.Is(err, net.ErrClosed) { // by drain
-			c.log.Warn().Err(err).Msg("connection refused")
-		}
+		c.noteRefused(err)
 		return
 	}
 	if !s.known(raw, c) {
@@ -49,6 +49,16 @@ func (s *Server) handle(raw net.Conn) {
 	raw.SetDeadline(time.Time{})
 	c.greeted = true
 	c.serve()
+}
+
+// noteRefused logs why a connection did not get as far as its first request. One
+// that just went away, or was closed by drain, was not refused.
+func (c *conn) noteRefused(err error) {
+	level := zerolog.WarnLevel
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+		level = zerolog.DebugLevel
+	}
+	c.log.WithLevel(level).Err(err).Msg("connection refused")
 }
 
 // greet makes sure that the other end has an admitted key and speaks Cage, and

@@ -366,12 +366,15 @@ func TestPushOverflowDropsTheConnection(t *testing.T) {
 	r := serve(t, Options{})
 	p, hello := r.on()
 	c := r.lookupSession(hello.Session).current()
-	for i := range proto.FileID(maxPushes + 1) {
+	require.Eventually(t, func() bool {
 		c.out.mu.Lock() // as if the writer had been held up all the time
-		c.out.pushes[i] = &wire.Changed{ID: i}
+		for i := range proto.FileID(maxPushes) {
+			c.out.pushes[i] = &wire.Changed{ID: i}
+		}
 		c.out.mu.Unlock()
-	}
-	r.o.Exports[0].Feed.Publish(journal.Applied{LSN: 1, ID: 1 << 30})
+		r.o.Exports[0].Feed.Publish(journal.Applied{LSN: 1, ID: 1 << 30})
+		return c.ctx.Err() != nil
+	}, patience, time.Millisecond)
 	p.gone()
 	_, rep := r.again(wire.HelloReq{Session: hello.Session})
 	require.True(t, rep.Resumed)

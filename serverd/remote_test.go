@@ -1,0 +1,103 @@
+package serverd
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/proto"
+)
+
+// cutter dials and remembers, so that a test can cut all connections.
+type cutter struct {
+	mu    sync.Mutex
+	conns []net.Conn // guarded by mu
+}
+
+func (c *cutter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil {
+		c.conns = append(c.conns, conn)
+	}
+	return conn, err
+}
+
+func (c *cutter) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		conn.Close()
+	}
+	c.conns = nil
+}
+
+// The real client writes files while its connections are cut again and again;
+// each change is applied once, and all bytes arrive.
+func TestClientOverCutConnections(t *testing.T) {
+	r := serve(t, Options{DataPorts: 2})
+	var net cutter
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := remote.Dial(ctx, remote.Options{
+		Addr: r.Addr().String(), Export: "x", Keys: r.keys, Patience: 20 * time.Second, DataPort: true,
+		Dial: net.dial, Log: zerolog.Nop(),
+	})
+	require.NoError(t, err)
+
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for range 4 {
+			select {
+			case <-time.After(200 * time.Millisecond):
+				net.cut()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	const files, pieces, piece = 40, 8, 10_000
+	content := func(i int) []byte { return bytes.Repeat([]byte{byte(i + 1)}, pieces*piece) }
+	ids := make([]proto.FileID, files)
+	for i := range files {
+		res, err := s.Do(ctx, self, newFile(fmt.Sprint("f", i)))
+		require.NoError(t, err, "made twice, or lost")
+		ids[i] = res.ID
+		_, err = s.Open(ctx, header(), res.ID, 3)
+		require.NoError(t, err)
+		for k := range pieces {
+			_, err := s.Log(ctx, self, &proto.Write{ID: res.ID, Off: uint64(k * piece), Data: content(i)[:piece]})
+			require.NoError(t, err)
+		}
+	}
+	require.NoError(t, s.Sync(ctx, self))
+	got := make([]byte, pieces*piece)
+	for i, id := range ids {
+		n, _, size, err := s.ReadAt(ctx, header(), id, got, 0)
+		if err == io.EOF {
+			err = nil
+		}
+		require.NoError(t, err)
+		require.EqualValues(t, len(got), size)
+		require.Equal(t, content(i), got[:n])
+		s.Release(id)
+	}
+	close(stop)
+	<-stopped
+	require.Positive(t, s.Status().Resumes)
+	require.NoError(t, s.TakeError(0))
+	require.Eventually(t, func() bool { return s.Status().State == remote.Online }, patience, time.Millisecond)
+	require.NoError(t, s.Close(ctx))
+	require.Eventually(t, func() bool { return len(r.Status()) == 0 }, patience, time.Millisecond, "goodbye ends the session")
+}
