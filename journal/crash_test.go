@@ -23,13 +23,13 @@ import (
 type shot struct {
 	attrs    map[string]string
 	contents map[string][]byte
-	ids      map[proto.FileID]string
+	ids      map[string]proto.FileID
 }
 
 // snapshot walks an export through its journal.
 func snapshot(t testing.TB, j *Journal) shot {
 	t.Helper()
-	s := shot{map[string]string{}, map[string][]byte{}, map[proto.FileID]string{}}
+	s := shot{map[string]string{}, map[string][]byte{}, map[string]proto.FileID{}}
 	var walk func(id proto.FileID, path string)
 	walk = func(id proto.FileID, path string) {
 		require.NoError(t, j.ReadDir(id, 0, true, func(e proto.DirEntry) bool {
@@ -50,7 +50,7 @@ func snapshot(t testing.TB, j *Journal) shot {
 				require.NoError(t, err)
 				line += fmt.Sprintf(" %s=%x", n, v)
 			}
-			s.ids[a.ID] = p
+			s.ids[p] = a.ID
 			switch a.Type() {
 			case proto.ModeSymlink:
 				target, err := j.Readlink(a.ID)
@@ -76,10 +76,9 @@ func snapshot(t testing.TB, j *Journal) shot {
 // diff tells how got differs from want, bytes in missing ranges aside.
 func (want shot) diff(got shot, missing []Missing) string {
 	var out strings.Builder
-	lost := map[string][]Missing{}
+	lost := map[proto.FileID][]Missing{}
 	for _, m := range missing {
-		p := want.ids[m.ID]
-		lost[p] = append(lost[p], m)
+		lost[m.ID] = append(lost[m.ID], m)
 	}
 	for _, p := range slices.Sorted(maps.Keys(want.attrs)) {
 		if g, ok := got.attrs[p]; !ok {
@@ -88,7 +87,7 @@ func (want shot) diff(got shot, missing []Missing) string {
 			fmt.Fprintf(&out, "%s is %q, want %q\n", p, g, want.attrs[p])
 		}
 		a, b := bytes.Clone(want.contents[p]), bytes.Clone(got.contents[p])
-		for _, m := range lost[p] {
+		for _, m := range lost[want.ids[p]] {
 			end := min(m.Off+m.Len, uint64(len(a)))
 			if end >= uint64(len(a)) && uint64(len(b)) < uint64(len(a)) { // cut off
 				b = append(b, make([]byte, uint64(len(a))-uint64(len(b)))...)
@@ -103,7 +102,7 @@ func (want shot) diff(got shot, missing []Missing) string {
 			for i < len(a) && i < len(b) && a[i] == b[i] {
 				i++
 			}
-			fmt.Fprintf(&out, "%s: %d bytes, want %d; differs from byte %d; missing %v\n", p, len(b), len(a), i, lost[p])
+			fmt.Fprintf(&out, "%s: %d bytes, want %d; differs from byte %d; missing %v\n", p, len(b), len(a), i, lost[want.ids[p]])
 		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(got.attrs)) {

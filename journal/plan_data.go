@@ -134,10 +134,10 @@ func widen(f vfs.File, size, off int64, data []byte) (int64, []byte, error) {
 		switch hole, err := isHole(f, b, off); {
 		case err != nil:
 			return 0, nil, err
-		case off > size:
-			lo = max(b, size)
 		case hole:
 			lo = b
+		case off > size:
+			lo = size
 		}
 	}
 	if b := (end + block - 1) / block * block; b > end && end < size {

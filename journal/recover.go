@@ -398,6 +398,7 @@ func (r *recovery) clearWrong() error {
 			if r.want[ident][p] {
 				continue
 			}
+			delete(r.places[ident], p)
 			if p.dir == stageDir {
 				r.parked[ident] = append(r.parked[ident], p.name)
 				continue

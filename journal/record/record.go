@@ -20,7 +20,7 @@ const (
 	Synced                     // everything of ID that records up to Upto wrote is durable in the file
 	SetXattr                   // OldValue (HasOld) to Value (HasNew) of attribute Name
 	Local                      // ID was changed by a process of the server, seen now
-	Adopt                      // the inode Inode under Dir/Name got the number ID
+	Adopt                      // the inode Inode under Dir/Name got the number ID; with FlagRecovered ID's inode is Inode now
 	Result                     // the operation failed with Status and changed nothing
 	Cancel                     // record Upto could not be applied (Status): it never happened
 	Begin                      // a transaction of Count records follows; Name says rollback, undo or redo, Value its arguments for people

@@ -16,7 +16,7 @@ import (
 // MaxRecord bytes is status.Invalid; after a failed write or sync every call
 // returns that failure.
 func (l *Log) Append(recs ...*record.Record) error {
-	return l.append(l.o.SegmentSize/reservePart, recs)
+	return l.append(max(l.o.SegmentSize/reservePart, minReserve), recs)
 }
 
 // AppendReserved is Append with the right to the last part of the space that is

@@ -44,7 +44,7 @@
 //  1. The segments, in order of their names, follow each other without gap: names,
 //     headers, end marks and chains agree.
 //  2. x is found and judged as above.
-//  3. Bytes from x to the last one that is not zero are copied to NAME.torn, which
+//  3. Bytes from x to the last that are not zeros are copied to NAME.torn, which
 //     is made durable; then they are zeroed. What is before x and has no witness
 //     of being durable is written again. The segment and the directory are synced.
 //     Only then is anything appended: no old frame can be behind a new one.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
@@ -102,36 +103,37 @@ func openSegment(o Options, name string) (*segment, error) {
 	if err != nil {
 		return nil, status.Wrap(err, "open", name)
 	}
-	seg := &segment{file: file, name: name, refs: 1}
-	if err := seg.readHeader(); err != nil {
+	head, err := readHeader(file, name)
+	if err != nil {
 		file.Close()
 		return nil, err
 	}
-	return seg, nil
+	return &segment{file: file, size: head.Size, name: name, head: head, refs: 1}, nil
 }
 
-func (s *segment) readHeader() error {
+// readHeader reads the header of a segment and checks that it is that file's.
+func readHeader(file vfs.File, name string) (record.SegmentHeader, error) {
 	b := make([]byte, record.SegmentHeaderSize)
-	n, err := readFull(s.file, b, 0)
+	n, err := readFull(file, b, 0)
 	if err != nil {
-		return status.Wrap(err, "read", s.name)
+		return record.SegmentHeader{}, status.Wrap(err, "read", name)
 	}
-	if s.head, err = record.DecodeSegmentHeader(b[:n]); err != nil {
+	head, err := record.DecodeSegmentHeader(b[:n])
+	if err != nil {
 		if isBad(err) {
-			err = damaged("open", s.name, 0, err)
+			return head, damaged("open", name, 0, err)
 		}
-		return status.Wrap(err, "open", s.name)
+		return head, status.Wrap(err, "open", name)
 	}
-	s.size = s.head.Size
-	info, err := s.file.Stat()
+	info, err := file.Stat()
 	if err != nil {
-		return status.Wrap(err, "stat", s.name)
+		return head, status.Wrap(err, "stat", name)
 	}
-	if first, _ := parseSegmentName(s.name); first != s.head.First || info.Size < s.size || s.size > maxSegment {
-		return status.Newf(status.Damaged, "open", "log", "segment %s: the header says first LSN %d and %d bytes, the file has %d",
-			s.name, s.head.First, s.size, info.Size)
+	if first, _ := parseSegmentName(name); first != head.First || info.Size < head.Size || head.Size > maxSegment {
+		return head, status.Newf(status.Damaged, "open", "log", "segment %s: the header says first LSN %d and %d bytes, the file has %d",
+			name, head.First, head.Size, info.Size)
 	}
-	return nil
+	return head, nil
 }
 
 // checkFollows reports whether seg goes on where the segment before ended.

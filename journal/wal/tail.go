@@ -16,7 +16,7 @@ import (
 // tail is what lies in a segment behind its last good frame.
 type tail struct {
 	off int64
-	end int64 // behind the last byte that is not zero; off when there is none
+	end int64 // behind the last 8 bytes that are not zeros; off when there are none
 }
 
 // tailChunk is how much of a tail is read at once; a multiple of record.Align.

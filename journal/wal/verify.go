@@ -76,12 +76,12 @@ func (v *verifier) problem(format string, args ...any) {
 
 func (v *verifier) segment(seg *segment, last bool) error {
 	head := seg.head
-	err := seg.readHeader() // again: the disk may have forgotten it since
+	found, err := readHeader(seg.file, seg.name) // again: it may have changed since
 	if c := status.Of(err); err != nil && c != status.Damaged && c != status.Version {
 		return err
 	}
-	if err != nil {
-		v.problem("%v", err)
+	if err != nil || found != head {
+		v.problem("segment %s: header: %v", seg.name, err)
 	}
 	if v.report.Segments > 0 && (head.First != v.next || head.Heads != v.heads) {
 		v.problem("segment %s follows one that ends before LSN %d", seg.name, v.next)

@@ -37,8 +37,9 @@ const (
 	maxSegment     = 1 << 31
 	maxFrame       = 8 << 20 // bytes of a frame of more than one record
 
-	// reservePart of a segment is kept for AppendReserved.
+	// Of the allocated space 1/reservePart of a segment is kept for AppendReserved.
 	reservePart = 64
+	minReserve  = 1 << 10
 
 	slowSync = time.Second
 )
