@@ -171,7 +171,8 @@ func handshakeError(addr string, err error) error {
 		return status.Newf(status.Unreachable, "connect", addr, "what answers there is not cageserverd")
 	case errors.As(auth.Explain(err), &e):
 		return &status.Error{Code: e.Code, Op: "connect", Object: addr, Err: cause(e)}
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return status.Newf(status.Unreachable, "connect", addr, "the connection was closed before it was up")
 	}
 	return status.Newf(status.Unreachable, "connect", addr, "%w", plain(err))

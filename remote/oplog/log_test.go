@@ -31,6 +31,9 @@ func sendAll(l *Log) []Entry {
 func text(op proto.Op) string {
 	switch o := op.(type) {
 	case *proto.Write:
+		if len(o.Data) > 1000 {
+			return fmt.Sprintf("write %d@%d %d bytes", o.ID, o.Off, len(o.Data))
+		}
 		return fmt.Sprintf("write %d@%d %q", o.ID, o.Off, o.Data)
 	case *proto.Make:
 		return "make " + o.Name

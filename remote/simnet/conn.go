@@ -233,6 +233,9 @@ func (p *pipe) write(b []byte) (int, error) {
 	for {
 		p.mu.Lock()
 		switch {
+		case n == len(b) && n > 0: // all is on its way, whatever happened since
+			p.mu.Unlock()
+			return n, nil
 		case p.eof:
 			p.mu.Unlock()
 			return n, net.ErrClosed
