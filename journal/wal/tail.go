@@ -26,10 +26,10 @@ const tailChunk = 1 << 20
 // status.Damaged if a frame behind it proves that next was durable.
 func (s *segment) readTail(off int64, next proto.LSN, why error) (tail, error) {
 	t := tail{off: off, end: off}
-	chunk := make([]byte, tailChunk)
+	chunk := make([]byte, min(tailChunk, s.size-off))
 	var frame []byte
 	for at := off; at < s.size; at += tailChunk {
-		n, err := readFull(s.file, chunk[:min(tailChunk, s.size-at)], at)
+		n, err := readFull(s.file, chunk[:min(int64(len(chunk)), s.size-at)], at)
 		if err != nil {
 			return t, status.Wrap(err, "read", s.name)
 		}

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -80,8 +81,11 @@ func (v *verifier) segment(seg *segment, last bool) error {
 	if c := status.Of(err); err != nil && c != status.Damaged && c != status.Version {
 		return err
 	}
-	if err != nil || found != head {
-		v.problem("segment %s: header: %v", seg.name, err)
+	if err == nil && found != head {
+		err = damaged("verify", seg.name, 0, errors.New("another header than when it was opened"))
+	}
+	if err != nil {
+		v.problem("%v", err)
 	}
 	if v.report.Segments > 0 && (head.First != v.next || head.Heads != v.heads) {
 		v.problem("segment %s follows one that ends before LSN %d", seg.name, v.next)
