@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -95,9 +96,12 @@ func TestOpenOutlivesPermission(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("acts as another user")
 	}
-	dir := t.TempDir()
-	require.NoError(t, os.Chmod(dir, 0o777))
-	r, _ := serveDir(t, dir, Options{})
+	disk := vfs.NewMem(1)
+	dir, err := disk.Root()
+	require.NoError(t, err)
+	require.NoError(t, dir.Chmod("", 0o777))
+	require.NoError(t, dir.Close())
+	r, _ := serveDisk(t, disk, Options{})
 	p, _ := r.on()
 	user := proto.Ident{UID: 4711, GID: 4711}
 	as := wire.ReqHeader{Ident: user}

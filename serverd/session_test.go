@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cagefs.dev/cage/journal"
+	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/auth"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -32,8 +33,24 @@ func serveDir(t *testing.T, dir string, o Options) (r *rig, stop func()) {
 	return r, stop
 }
 
+// serveDisk serves a disk in memory, which is quicker.
+func serveDisk(t *testing.T, disk vfs.FS, o Options) (r *rig, stop func()) {
+	t.Helper()
+	feed := NewFeed()
+	j, _, err := journal.Open(t.Context(), journal.Options{FS: disk, SegmentSize: 1 << 20, Log: zerolog.Nop(), Changed: feed.Publish})
+	require.NoError(t, err)
+	o.Exports = []Export{{Name: "x", Journal: j, Feed: feed}}
+	r = start(t, o)
+	stop = func() {
+		r.halt()
+		require.NoError(t, j.Close())
+	}
+	t.Cleanup(stop)
+	return r, stop
+}
+
 func serve(t *testing.T, o Options) *rig {
-	r, _ := serveDir(t, t.TempDir(), o)
+	r, _ := serveDisk(t, vfs.NewMem(1), o)
 	return r
 }
 
@@ -238,21 +255,21 @@ func TestResume(t *testing.T) {
 }
 
 func TestResumeAfterRestart(t *testing.T) {
-	dir := t.TempDir()
-	r, stop := serveDir(t, dir, Options{})
+	disk := vfs.NewMem(1)
+	r, stop := serveDisk(t, disk, Options{})
 	p, hello := r.on()
 	made, err := p.change(1, newFile("a"))
 	require.NoError(t, err)
 	p.tls.NetConn().Close()
 	stop()
 
-	r, stop = serveDir(t, dir, Options{})
+	r, stop = serveDisk(t, disk, Options{})
 	stranger, rep := r.again(wire.HelloReq{Session: hello.Session, NextSeq: 2})
 	require.False(t, rep.Resumed, "the client of another key")
 	stranger.tls.NetConn().Close()
 	stop()
 
-	r, _ = serveDir(t, dir, Options{State: p.rig.state})
+	r, _ = serveDisk(t, disk, Options{State: p.rig.state})
 	r.keys = p.rig.keys
 	q, rep := r.again(wire.HelloReq{Session: hello.Session, NextSeq: 1, Opens: []proto.FileID{made.ID}})
 	require.True(t, rep.Resumed)
