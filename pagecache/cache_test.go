@@ -22,7 +22,10 @@ const (
 	id  = proto.FileID(7)
 )
 
-var ctx = context.Background()
+var (
+	ctx        = context.Background()
+	errNoSpace = status.New(status.NoSpace, "write", "")
+)
 
 // fixture is a cache with one open file.
 type fixture struct {
@@ -122,6 +125,19 @@ func pattern(seed byte, n int) []byte {
 	return p
 }
 
+// equal compares contents; a failure says where they differ.
+func equal(t testing.TB, want, got []byte, what ...any) {
+	t.Helper()
+	if bytes.Equal(want, got) {
+		return
+	}
+	i := 0
+	for i < min(len(want), len(got)) && want[i] == got[i] {
+		i++
+	}
+	t.Fatalf("%v: differ at %d: want %d bytes, there % .8x…, got %d bytes, there % .8x…", what, i, len(want), want[i:], len(got), got[i:])
+}
+
 func same(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }
 
 // eventually waits for a condition that another goroutine brings about.
@@ -172,7 +188,7 @@ func TestRead(t *testing.T) {
 				for range 2 {
 					v, err := x.f.Read(ctx, nil, tc.off, tc.n)
 					require.NoError(t, err)
-					require.True(t, bytes.Equal(want, gather(v)))
+					equal(t, want, gather(v))
 					require.Equal(t, len(want), v.Len())
 					v.Release()
 				}
@@ -211,7 +227,7 @@ func TestFetchedOnce(t *testing.T) {
 	eventually(t, "all wait", func() bool { return x.c.Stats().Misses == 2*readers })
 	close(g.open)
 	for range readers {
-		require.Equal(t, pattern(1, 8*ps)[ps:3*ps], <-got)
+		equal(t, pattern(1, 8*ps)[ps:3*ps], <-got)
 	}
 	require.Equal(t, []extent{{id, ps, 2 * ps}}, x.s.fetched())
 }
@@ -222,7 +238,7 @@ func TestHolesBetweenCachedPages(t *testing.T) {
 	x.read(2*ps, 1)
 	x.read(5*ps, 1)
 	x.s.fetched()
-	require.Equal(t, data, x.read(0, 8*ps))
+	equal(t, data, x.read(0, 8*ps))
 	require.ElementsMatch(t, []extent{{id, 0, 2 * ps}, {id, 3 * ps, 2 * ps}, {id, 6 * ps, 2 * ps}}, x.s.fetched())
 }
 
@@ -253,7 +269,7 @@ func TestErrorReachesAllWaitersAndIsNotCached(t *testing.T) {
 		require.Equal(t, status.IO, status.Of(err))
 	}
 	x.s.before = nil
-	require.Equal(t, pattern(1, 2*ps), x.read(0, 2*ps))
+	equal(t, pattern(1, 2*ps), x.read(0, 2*ps))
 }
 
 func TestAbandonedFillGoesOn(t *testing.T) {
@@ -271,7 +287,7 @@ func TestAbandonedFillGoesOn(t *testing.T) {
 	require.Equal(t, status.Interrupted, status.Of(<-errs))
 	close(g.open)
 	eventually(t, "the page is there", func() bool { return x.c.Stats().Pages == 1 })
-	require.Equal(t, pattern(1, ps), x.read(0, ps))
+	equal(t, pattern(1, ps), x.read(0, ps))
 	require.Len(t, x.s.fetched(), 1)
 }
 
@@ -298,16 +314,16 @@ func TestSmallFilesTakeSmallBuffers(t *testing.T) {
 	require.EqualValues(t, 4*kib, x.c.Stats().Bytes)
 	x.write(3000, same(2, 6000))
 	require.EqualValues(t, 16*kib, x.c.Stats().Bytes)
-	require.Equal(t, append(same(1, 3000), same(2, 6000)...), x.read(0, 1<<20))
+	equal(t, append(same(1, 3000), same(2, 6000)...), x.read(0, 1<<20))
 }
 
 func TestLongerThanKnown(t *testing.T) {
 	x := setup(t, Options{PageSize: 128 * kib}, same(1, 3000))
 	attr := x.s.foreign(id, 0, pattern(2, 40000))
-	require.Equal(t, pattern(2, 40000)[:3000], x.read(0, 3000), "not told yet: only what was asked for is shown")
+	equal(t, pattern(2, 40000)[:3000], x.read(0, 3000), "not told yet: only what was asked for is shown")
 	require.EqualValues(t, 40000, x.f.Size(), "but the reply tells the size")
 	x.c.Changed(id, attr.Change)
-	require.Equal(t, pattern(2, 40000), x.read(0, 1<<20))
+	equal(t, pattern(2, 40000), x.read(0, 1<<20))
 }
 
 func TestBudget(t *testing.T) {
@@ -316,7 +332,7 @@ func TestBudget(t *testing.T) {
 	x := setup(t, Options{Bytes: budget, ReadAhead: 4}, data)
 	for i := range 200 {
 		off := int64(i*37%60) * ps
-		require.Equal(t, data[off:off+2*ps], x.read(off, 2*ps))
+		equal(t, data[off:off+2*ps], x.read(off, 2*ps))
 		if i%3 == 0 {
 			x.write(off+5, data[off+5:off+5+ps])
 		}
@@ -337,7 +353,7 @@ func TestBudget(t *testing.T) {
 	}
 	require.LessOrEqual(t, x.c.Stats().Bytes, int64(16*ps))
 	for i, v := range views {
-		require.Equal(t, data[i*ps:(i+1)*ps], gather(v), "pinned pages are not evicted")
+		equal(t, data[i*ps:(i+1)*ps], gather(v), "pinned pages are not evicted")
 		v.Release()
 	}
 	eventually(t, "within the budget", func() bool { return x.c.Stats().Bytes <= budget })
@@ -348,7 +364,7 @@ func TestBudget(t *testing.T) {
 func TestReadLargerThanCache(t *testing.T) {
 	data := pattern(1, 64*ps)
 	x := setup(t, Options{Bytes: 4 * ps}, data)
-	require.Equal(t, data, x.read(0, len(data)))
+	equal(t, data, x.read(0, len(data)))
 	require.LessOrEqual(t, x.c.Stats().Bytes, int64(4*ps))
 }
 
@@ -374,8 +390,8 @@ func TestViewStays(t *testing.T) {
 			tc.do(x)
 			x.s.drain()
 			got := x.read(0, 4*ps)
-			require.True(t, bytes.Equal(tc.want, got), "want %.20x…, got %.20x…", tc.want, got)
-			require.Equal(t, data, gather(v))
+			equal(t, tc.want, got)
+			equal(t, data, gather(v))
 			v.Release()
 		})
 	}
@@ -390,9 +406,9 @@ func TestReleasedBuffersArePoisoned(t *testing.T) {
 	require.NoError(t, err)
 	late := v.Slices()[0]
 	x.c.Forget(id)
-	require.Equal(t, same(1, ps), late)
+	equal(t, same(1, ps), late)
 	v.Release()
-	require.Equal(t, same(0xCC, ps), late)
+	equal(t, same(0xCC, ps), late)
 }
 
 func TestIdleFilesAreForgotten(t *testing.T) {

@@ -14,9 +14,10 @@ type View struct {
 	held   []*buffer // released with the view
 	n      int
 
-	// Room for the slices and buffers of a small read: page and zeros, twice.
+	// Room for a read of two pages, each with zeros behind it, so that it allocates its view only.
 	few     [4][]byte
 	fewHeld [2]*buffer
+	fewGot  [2]piece
 }
 
 // Slices are the bytes, in order. Not to be changed, not to be used after Release.
@@ -42,9 +43,9 @@ func (f *File) Read(ctx context.Context, b Backing, off int64, n int) (*View, er
 	if off < 0 || n < 0 || off > page.MaxOffset-int64(n) {
 		return nil, status.New(status.Invalid, "read", f.id.String())
 	}
-	r := reading{f: f, off: off, end: off + int64(n)}
-	if v := r.begin(b); v != nil {
-		return v, nil
+	r := reading{f: f, off: off, end: off + int64(n), view: &View{c: f.c}}
+	if r.begin(b) {
+		return r.view, nil
 	}
 	for _, j := range r.joins {
 		select {
@@ -66,8 +67,7 @@ type reading struct {
 	first    page.No // of got
 	got      []piece // one for each page
 	joins    []join
-
-	few [2]piece
+	view     *View // to be returned
 }
 
 // join is a page for which a read waits.
@@ -77,9 +77,9 @@ type join struct {
 	at   int // in got
 }
 
-// begin holds what is there and starts fetching what is not. If nothing is missing
-// it returns the view.
-func (r *reading) begin(b Backing) *View {
+// begin holds what is there and starts fetching what is not. It reports whether
+// nothing is missing: then the view is complete.
+func (r *reading) begin(b Backing) bool {
 	f, c := r.f, r.f.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,14 +91,14 @@ func (r *reading) begin(b Backing) *View {
 		r.end = min(r.end, size)
 	}
 	if r.end <= r.off {
-		return &View{c: c}
+		return true
 	}
 	r.first = c.size.No(r.off)
 	last := c.size.No(r.end - 1)
-	if r.got = r.few[:]; int(last-r.first) < len(r.got) {
-		r.got = r.got[:last-r.first+1]
+	if pages := int(last - r.first + 1); pages <= len(r.view.fewGot) {
+		r.got = r.view.fewGot[:pages]
 	} else {
-		r.got = make([]piece, last-r.first+1)
+		r.got = make([]piece, pages)
 	}
 	for no := r.first; no <= last; {
 		p := f.pages[no]
@@ -121,9 +121,10 @@ func (r *reading) begin(b Backing) *View {
 	}
 	f.readAheadLocked(b, r.off, r.end)
 	if len(r.joins) > 0 {
-		return nil
+		return false
 	}
-	return r.viewLocked()
+	r.viewLocked()
+	return true
 }
 
 // fetchLocked starts a fill of the pages from no on that are absent, at most up to
@@ -215,7 +216,8 @@ func (r *reading) finish() (*View, error) {
 		}
 		*g = piece{p.buf, p.n, 0}
 	}
-	return r.viewLocked(), nil
+	r.viewLocked()
+	return r.view, nil
 }
 
 // cutLocked ends the read where the file ended to which a page belongs that is not in
@@ -226,11 +228,11 @@ func (r *reading) cutLocked(i int, g *piece) {
 	}
 }
 
-// viewLocked makes the view of all pieces up to the end of the file, and hands the holds to it.
-func (r *reading) viewLocked() *View {
+// viewLocked completes the view with all pieces up to the end of the file, and hands the holds to it.
+func (r *reading) viewLocked() {
 	c := r.f.c
 	end := min(r.end, r.f.sizeLocked())
-	v := &View{c: c}
+	v := r.view
 	v.slices, v.held = v.few[:0], v.fewHeld[:0]
 	for i, g := range r.got {
 		start := c.size.Start(r.first + page.No(i))
@@ -248,5 +250,4 @@ func (r *reading) viewLocked() *View {
 		}
 		v.n += to - from
 	}
-	return v
 }
