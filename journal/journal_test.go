@@ -193,3 +193,14 @@ func TestRepeatedOperationAppliesOnce(t *testing.T) {
 	_, err = e.do(&proto.Make{Dir: proto.RootID, Name: "f", Mode: proto.ModeRegular | 0o600})
 	require.ErrorIs(t, err, status.Exists, "a failed operation fails again the same way")
 }
+
+func TestOneJournalAtATime(t *testing.T) {
+	eachDisk(t, func(t *testing.T, fs vfs.FS) {
+		e, _ := openOn(t, fs)
+		_, _, err := Open(context.Background(), Options{FS: fs, SegmentSize: 256 << 10})
+		require.Equal(t, status.Busy, status.Of(err))
+		require.NoError(t, e.Close())
+		e, _ = openOn(t, fs)
+		require.NoError(t, e.Close())
+	})
+}

@@ -145,6 +145,13 @@ func (j *Journal) openTree() error {
 	if t.cage, err = subdir(root, DirName, j.opts.ReadOnly); err != nil {
 		return status.Wrap(err, "open journal", DirName)
 	}
+	if !j.opts.ReadOnly {
+		if err := t.cage.Lock(); errors.Is(err, syscall.EWOULDBLOCK) {
+			return status.Newf(status.Busy, "open journal", DirName, "another server has this export")
+		} else if err != nil {
+			return status.Wrap(err, "lock", DirName)
+		}
+	}
 	for name, d := range map[string]*vfs.Dir{"grave": &t.grave, "stage": &t.stage} {
 		if *d, err = subdir(t.cage, name, j.opts.ReadOnly); err != nil {
 			return status.Wrap(err, "open journal", name)

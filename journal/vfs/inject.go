@@ -268,6 +268,13 @@ func (d *injectDir) ListXattr(name string) ([]string, error) {
 	return d.d.ListXattr(name)
 }
 
+func (d *injectDir) Lock() error {
+	if err := d.ask("lock", ""); err != nil {
+		return err
+	}
+	return d.d.Lock()
+}
+
 func (d *injectDir) Sync() error {
 	if err := d.ask("sync", ""); err != nil {
 		return failSync(d.d, err)

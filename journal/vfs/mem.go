@@ -26,8 +26,9 @@ type Mem struct {
 	pending  []txn      // what leads from disk to live, in order
 	seq      uint64     // number of the newest txn; pending ends with it
 	data     map[nodeID]*filedata
-	owner    *token         // of the filedata that may be changed in place
-	refs     map[nodeID]int // open handles
+	owner    *token             // of the filedata that may be changed in place
+	refs     map[nodeID]int     // open handles
+	locks    map[nodeID]*memDir // who holds Lock; not cloned
 	lastID   nodeID
 	nextIno  uint64   // above all numbers in use
 	freeInos []uint64 // below nextIno, ascending

@@ -411,6 +411,21 @@ func (d *memDir) ReadDir(after uint64, f func(name string, ino uint64, typ uint3
 	}
 }
 
+func (d *memDir) Lock() error {
+	defer d.m.mu.Unlock()
+	if _, err := d.lock(); err != nil {
+		return err
+	}
+	if holder := d.m.locks[d.id]; holder != nil && holder != d {
+		return syscall.EWOULDBLOCK
+	}
+	if d.m.locks == nil {
+		d.m.locks = map[nodeID]*memDir{}
+	}
+	d.m.locks[d.id] = d
+	return nil
+}
+
 func (d *memDir) Sync() error {
 	d.m.aboutToSync()
 	defer d.m.mu.Unlock()
@@ -427,6 +442,9 @@ func (d *memDir) Close() error {
 		return err
 	}
 	d.closed = true
+	if d.m.locks[d.id] == d {
+		delete(d.m.locks, d.id)
+	}
 	d.m.unrefLocked(d.id)
 	return nil
 }

@@ -227,6 +227,10 @@ func statSelf(h handle) (info Info, err error) {
 	return info, err
 }
 
+func (d *osDir) Lock() error {
+	return d.h.do(func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+}
+
 func (d *osDir) Sync() error  { return d.h.do(unix.Fsync) }
 func (d *osDir) Close() error { return d.h.Close() }
 

@@ -111,6 +111,9 @@ type Dir interface {
 	RemoveXattr(name, attr string) error
 	ListXattr(name string) ([]string, error)
 
+	// Lock takes the directory for this Dir until it is closed or the process
+	// ends: EWOULDBLOCK if another Dir, here or in another process, has it.
+	Lock() error
 	// Sync makes the names in this directory durable.
 	Sync() error
 	Close() error
