@@ -71,7 +71,7 @@ func (s *osFS) Root() (Dir, error) {
 	return dir, nil
 }
 
-func (s *osFS) SyncFS() error { return s.root.do(unix.Syncfs) }
+func (s *osFS) SyncFS() error { return s.root.do(syncfs) }
 
 func (s *osFS) StatFS() (StatFS, error) {
 	var st unix.Statfs_t

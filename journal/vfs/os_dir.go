@@ -231,7 +231,7 @@ func (d *osDir) Lock() error {
 	return d.h.do(func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 }
 
-func (d *osDir) Sync() error  { return d.h.do(unix.Fsync) }
+func (d *osDir) Sync() error  { return d.h.do(fsync) }
 func (d *osDir) Close() error { return d.h.Close() }
 
 var direntBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}

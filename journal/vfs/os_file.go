@@ -137,6 +137,6 @@ func (f *osFile) Utimes(atime, mtime int64) error {
 	return f.h.do(func(fd int) error { return utimes(procPath(fd), atime, mtime) })
 }
 
-func (f *osFile) Datasync() error { return f.h.do(unix.Fdatasync) }
-func (f *osFile) Sync() error     { return f.h.do(unix.Fsync) }
+func (f *osFile) Datasync() error { return f.h.do(fdatasync) }
+func (f *osFile) Sync() error     { return f.h.do(fsync) }
 func (f *osFile) Close() error    { return f.h.Close() }
