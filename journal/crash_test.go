@@ -400,3 +400,34 @@ func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Repor
 	}
 	return ""
 }
+
+// TestRecoveryWithoutItsDirectory: while no server ran, somebody removed a
+// directory that the log has just put files into.
+func TestRecoveryWithoutItsDirectory(t *testing.T) {
+	disk := vfs.NewMem(1)
+	e, _ := openOn(t, disk)
+	d := e.make(proto.RootID, "d", proto.ModeDir|0o755)
+	require.NoError(t, e.Close()) // d is in the checkpoint
+	e, _ = openOn(t, disk)
+	f := e.file(d, "f", "content")
+	other := e.file(proto.RootID, "g", "g")
+	killed := disk.Clone()
+	require.NoError(t, e.Close())
+
+	root, err := killed.Root()
+	require.NoError(t, err)
+	sub, err := root.OpenDir("d")
+	require.NoError(t, err)
+	require.NoError(t, sub.Remove("f"))
+	require.NoError(t, sub.Close())
+	require.NoError(t, root.RemoveDir("d"))
+	require.NoError(t, root.Close())
+
+	e, rep := openOn(t, killed)
+	require.NotEmpty(t, rep.Strangers)
+	require.Equal(t, "g", e.content(other))
+	_, err = e.Lookup(proto.RootID, "d")
+	require.Equal(t, status.NotFound, status.Of(err))
+	require.Equal(t, "content", e.content(f), "what the log knows is in a grave")
+	require.NoError(t, e.Close())
+}

@@ -188,7 +188,7 @@ func (r *recovery) gather() *contents {
 	return c
 }
 
-// restoreContents brings bytes, attributes and times to what the log says (step 8).
+// restoreContents brings bytes, attributes and times to what the log says (step 10).
 func (r *recovery) restoreContents(ctx context.Context) error {
 	c := r.gather()
 	t := r.j.tree
