@@ -555,7 +555,7 @@ func TestKillThenPowerCut(t *testing.T) {
 		l := open(t, mem)
 		armed = true
 		n := 0
-		for range 30 {
+		for range 16 {
 			require.NoError(t, l.Append(numbered(n+1, 30)...))
 			n += 30
 			l.prepares.Wait() // its syncs do not meet ours
