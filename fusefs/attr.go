@@ -139,9 +139,11 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		return fuse.OK
 	}
 	who := s.idents.full(&in.InHeader)
-	if h := s.files.borrow(in.Fh); in.Valid&fuse.FATTR_FH != 0 && h != nil {
-		who = h.who // ftruncate: permission was checked when the file was opened
-		defer h.give()
+	if in.Valid&fuse.FATTR_FH != 0 {
+		if h := s.files.borrow(in.Fh); h != nil {
+			who = h.who // ftruncate: permission was checked when the file was opened
+			defer h.give()
+		}
 	}
 	a, err := s.setAttr(ctx, who, ino, op)
 	if err != nil {

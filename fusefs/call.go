@@ -70,12 +70,16 @@ var _ context.Context = (*call)(nil)
 
 // read begins a request without effects. The caller must end it.
 func (s *fileSystem) read(cancel <-chan struct{}, h *fuse.InHeader) *call {
-	return &call{fs: s, cancel: cancel, tid: h.Pid}
+	return s.begin(cancel, h, false)
 }
 
 // change begins a request that stays in the session's log when it is interrupted. The caller must end it.
 func (s *fileSystem) change(cancel <-chan struct{}, h *fuse.InHeader) *call {
-	return &call{fs: s, cancel: cancel, tid: h.Pid, committed: true}
+	return s.begin(cancel, h, true)
+}
+
+func (s *fileSystem) begin(cancel <-chan struct{}, h *fuse.InHeader, committed bool) *call {
+	return &call{fs: s, cancel: cancel, tid: h.Pid, committed: committed}
 }
 
 // end releases what the call holds. Once, when the request's work is done.

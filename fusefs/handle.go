@@ -147,8 +147,7 @@ func openFlags(flags uint32) uint32 {
 
 // Open implements fuse.RawFileSystem.
 func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	ctx := s.read(cancel, &in.InHeader)
-	ctx.committed = in.Flags&syscall.O_TRUNC != 0
+	ctx := s.begin(cancel, &in.InHeader, in.Flags&syscall.O_TRUNC != 0)
 	defer ctx.end()
 	ino := s.inodes.find(in.NodeId)
 	writes := in.Flags&(syscall.O_ACCMODE|syscall.O_TRUNC) != 0

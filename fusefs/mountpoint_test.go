@@ -2,10 +2,12 @@ package fusefs
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"cagefs.dev/cage/remote/status"
 )
@@ -63,4 +65,28 @@ func TestHelperTexts(t *testing.T) {
 	require.Equal(t, status.NotOwner, helperCode([]byte("fusermount3: user has no write access to mountpoint /x")))
 	require.Equal(t, os.ErrNotExist.Error(), helperText(nil, os.ErrNotExist))
 	require.Equal(t, `a\,b\\c`, escapeOption(`a,b\c`))
+}
+
+func TestMountingWithTheHelper(t *testing.T) {
+	if _, err := exec.LookPath("fusermount3"); err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root and fusermount3")
+	}
+	point := t.TempDir()
+	fd, err := attachHelped(point, &Options{Source: `[::1]:7400:/a,b\c d`, ReadOnly: true})
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	m, ok := mountedAt(point)
+	require.True(t, ok)
+	require.Equal(t, fsType, m.fsType)
+	require.Equal(t, `[::1]:7400:/a,b\c d`, m.source)
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	require.NoError(t, err)
+	require.NotZero(t, flags&unix.FD_CLOEXEC, "children must not hold the mount")
+	require.ErrorIs(t, unoccupied(point), status.Busy)
+	require.NoError(t, detach(t.Context(), point, true)) // before anything looks at it, for nobody answers
+	_, ok = mountedAt(point)
+	require.False(t, ok)
+	require.NoError(t, detach(t.Context(), point, false), "nothing to do")
+	_, err = attachHelped(filepath.Join(point, "missing"), &Options{Source: "x"})
+	require.ErrorIs(t, err, status.NotFound)
 }
