@@ -152,7 +152,7 @@ func (s *storm) regular() (proto.Attr, bool) {
 func (s *storm) step() error {
 	err := s.try()
 	switch status.Of(err) {
-	case status.IO, status.Internal, status.Damaged, status.Invalid + 1000:
+	case status.IO, status.Internal, status.Damaged:
 		return err
 	}
 	return nil
@@ -342,10 +342,6 @@ func checkCut(t *testing.T, c cut, states []shot) string {
 	if ok {
 		problem = ""
 	}
-	if problem != "" && os.Getenv("CAGE_SEED") != "" {
-		dumpLog(j)
-		fmt.Printf("%+v\n", rep)
-	}
 	if err := j.Close(); err != nil {
 		return err.Error()
 	}
@@ -392,10 +388,6 @@ func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Repor
 	}
 	defer j.Close()
 	if d := want.diff(snapshot(t, j), append(rep.Missing, rep2.Missing...)); d != "" {
-		if os.Getenv("CAGE_SEED") != "" {
-			dumpLog(j)
-			fmt.Printf("%+v\n%+v\n", rep, rep2)
-		}
 		return "after a cut in recovery:\n" + d
 	}
 	return ""

@@ -1,0 +1,295 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// records returns the records of a kind, with images.
+func (e *testExport) records(k record.Kind) (out []*record.Record) {
+	require.NoError(e.t, e.log.Scan(e.log.Oldest(), true, func(r *record.Record) error {
+		if r.Kind == k {
+			out = append(out, r)
+		}
+		return nil
+	}))
+	return out
+}
+
+// onDisk opens a file behind the journal's back.
+func onDisk(t testing.TB, fs vfs.FS, name string) vfs.File {
+	t.Helper()
+	root, err := fs.Root()
+	require.NoError(t, err)
+	defer root.Close()
+	f, err := root.Open(name, true)
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// TestLocalChangeBetweenPlanAndApply: what a process of the server writes just
+// before a change of the same bytes is applied becomes its before-image.
+func TestLocalChangeBetweenPlanAndApply(t *testing.T) {
+	disk := vfs.NewMem(1)
+	var armed atomic.Bool
+	var local func()
+	fs := vfs.Inject(disk, func(op vfs.Op) error {
+		if op.Kind == "datasync" && armed.CompareAndSwap(true, false) {
+			local()
+		}
+		return nil
+	})
+	e, _ := openOn(t, fs)
+	defer e.Close()
+	id := e.file(proto.RootID, "f", "hello world")
+	f := onDisk(t, disk, "f")
+	local = func() {
+		_, err := f.WriteAt([]byte("HOWDY"), 0)
+		require.NoError(t, err)
+	}
+	armed.Store(true)
+	e.must(&proto.Write{ID: id, Data: []byte("J")})
+	require.Equal(t, "JOWDY world", e.content(id))
+	ws, cancels := e.records(record.Write), e.records(record.Cancel)
+	last := ws[len(ws)-1]
+	require.Equal(t, "HJ", string(last.Images), "before as found, after")
+	require.Len(t, cancels, 1)
+	require.Equal(t, ws[len(ws)-2].LSN, cancels[0].Upto)
+
+	armed.Store(true)
+	local = func() {
+		root, err := disk.Root()
+		require.NoError(t, err)
+		defer root.Close()
+		require.NoError(t, root.Remove("f"))
+	}
+	_, err := e.do(&proto.Remove{Dir: proto.RootID, Name: "f"})
+	require.Equal(t, status.NotFound, status.Of(err))
+}
+
+// TestLocalChangeRaisesChangeNumber: clients check pages by it.
+func TestLocalChangeRaisesChangeNumber(t *testing.T) {
+	disk := vfs.NewMem(1)
+	e, _ := openOn(t, disk)
+	defer e.Close()
+	id := e.file(proto.RootID, "f", "one")
+	a, err := e.Attr(id)
+	require.NoError(t, err)
+	again, err := e.Attr(id)
+	require.NoError(t, err)
+	require.Equal(t, a.Change, again.Change)
+	_, err = onDisk(t, disk, "f").WriteAt([]byte("two"), 0)
+	require.NoError(t, err)
+	b, err := e.Attr(id)
+	require.NoError(t, err)
+	require.Greater(t, b.Change, a.Change)
+}
+
+// TestFullDiskLeavesNothingHalf: a write that the disk refuses in the middle fails, and the file is as before.
+func TestFullDiskLeavesNothingHalf(t *testing.T) {
+	disk := vfs.NewMem(1)
+	var full atomic.Bool
+	fs := vfs.Inject(disk, func(op vfs.Op) error {
+		if op.Kind == "writeat" && op.Path == "f" && full.CompareAndSwap(true, false) {
+			return vfs.Short(5000, syscall.ENOSPC)
+		}
+		return nil
+	})
+	e, _ := openOn(t, fs)
+	id := e.file(proto.RootID, "f", "hello")
+	full.Store(true)
+	_, err := e.do(&proto.Write{ID: id, Off: 2, Data: make([]byte, 20000)})
+	require.Equal(t, status.NoSpace, status.Of(err))
+	require.Equal(t, "hello", e.content(id))
+	killed := disk.Clone()
+	e.must(&proto.Write{ID: id, Off: 5, Data: []byte(" again")})
+	require.Equal(t, "hello again", e.content(id))
+	require.NoError(t, e.Close())
+
+	e, _ = openOn(t, killed)
+	require.Equal(t, "hello", e.content(id), "a cancelled write is not replayed")
+	e.seq--
+	_, err = e.do(&proto.Write{ID: id, Off: 2, Data: make([]byte, 20000)})
+	require.Equal(t, status.NoSpace, status.Of(err), "and fails again the same way")
+	require.NoError(t, e.Close())
+}
+
+// TestFailedSyncIsFinal: nobody knows what is durable after it.
+func TestFailedSyncIsFinal(t *testing.T) {
+	for _, where := range []string{"log", "file", "tree"} {
+		t.Run(where, func(t *testing.T) {
+			disk := vfs.NewMem(1)
+			var bad atomic.Bool
+			fs := vfs.Inject(disk, func(op vfs.Op) error {
+				hit := where == "log" && op.Kind == "datasync" && strings.HasPrefix(op.Path, ".cage/wal") ||
+					where == "file" && op.Kind == "datasync" && op.Path == "big" ||
+					where == "tree" && op.Kind == "syncfs"
+				if hit && bad.Load() {
+					return vfs.LoseUnsynced(syscall.EIO)
+				}
+				return nil
+			})
+			e, _ := openOn(t, fs)
+			id := e.file(proto.RootID, "f", "safe")
+			big := e.file(proto.RootID, "big", "")
+			e.must(&proto.Write{ID: big, Data: make([]byte, 1<<20)})
+			e.must(&proto.Write{ID: big, Off: 1 << 20, Data: make([]byte, 1<<20)})
+			bad.Store(true)
+			switch where {
+			case "log":
+				_, err := e.do(&proto.Write{ID: id, Data: []byte("lost")})
+				require.Equal(t, status.IO, status.Of(err))
+			case "file":
+				_, err := e.do(&proto.Sync{ID: big})
+				require.Equal(t, status.IO, status.Of(err))
+			case "tree":
+				for i := range 100 { // until a checkpoint comes
+					if _, err := e.do(&proto.Write{ID: big, Off: uint64(i) << 16, Data: make([]byte, 4096)}); err != nil {
+						break
+					}
+				}
+				require.Error(t, e.Failed())
+			}
+			_, err := e.do(&proto.Make{Dir: proto.RootID, Name: "x", Mode: proto.ModeRegular})
+			require.Equal(t, status.IO, status.Of(err), "no more changes")
+			require.Equal(t, "safe", e.content(id), "reading goes on")
+			_ = e.Close()
+
+			rng := rand.New(rand.NewPCG(1, 1))
+			e, _ = openOn(t, disk.Crash(rng))
+			require.Equal(t, "safe", e.content(id))
+			require.NoError(t, e.Close())
+		})
+	}
+}
+
+// TestLargeTruncationKeepsTheBytes in a grave.
+func TestLargeTruncationKeepsTheBytes(t *testing.T) {
+	eachDisk(t, func(t *testing.T, fs vfs.FS) {
+		e, _ := openOn(t, fs)
+		id := e.file(proto.RootID, "f", "")
+		want := make([]byte, 0, 3<<20)
+		for i := range 3 {
+			chunk := []byte(strings.Repeat(fmt.Sprintf("%07d\n", i), 1<<17))
+			e.must(&proto.Write{ID: id, Off: uint64(i) << 20, Data: chunk})
+			want = append(want, chunk...)
+		}
+		r := e.must(&proto.SetAttr{ID: id, Mask: proto.SetSize, Size: 100})
+		require.Equal(t, string(want[:100]), e.content(id))
+		root, err := fs.Root()
+		require.NoError(t, err)
+		defer root.Close()
+		cage, err := root.OpenDir(DirName)
+		require.NoError(t, err)
+		defer cage.Close()
+		grave, err := cage.OpenDir("grave")
+		require.NoError(t, err)
+		defer grave.Close()
+		f, err := grave.Open(graveName(r.LSN), false)
+		require.NoError(t, err)
+		defer f.Close()
+		got := make([]byte, len(want)-100)
+		_, err = f.ReadAt(got, 100)
+		require.NoError(t, err)
+		require.Equal(t, string(want[100:]), string(got))
+		require.NoError(t, e.Close())
+	})
+}
+
+// TestHistoryStaysBelowItsCap and takes its graves along.
+func TestHistoryStaysBelowItsCap(t *testing.T) {
+	disk := vfs.NewMem(1)
+	j, _, err := Open(context.Background(), Options{FS: disk, SegmentSize: 64 << 10, CheckpointBytes: 32 << 10, HistoryCap: 512 << 10})
+	require.NoError(t, err)
+	e := &testExport{Journal: j, t: t, fs: disk, ses: testSession, ack: true}
+	require.NoError(t, j.OpenSession(testSession, 1, "key"))
+	for i := range 3000 {
+		e.file(proto.RootID, "f", fmt.Sprint(i, strings.Repeat(".", 500)))
+		e.must(&proto.Remove{Dir: proto.RootID, Name: "f"})
+	}
+	require.NoError(t, e.Close())
+	e, _ = openOn(t, disk)
+	defer e.Close()
+	require.LessOrEqual(t, e.logBytes(), int64(512<<10))
+	require.Greater(t, e.log.Oldest(), proto.LSN(1000))
+	graves := 0
+	require.NoError(t, e.tree.grave.ReadDir(0, func(name string, _ uint64, _ uint32, _ uint64) bool {
+		graves++
+		return true
+	}))
+	require.Less(t, graves, 1500)
+	require.Less(t, len(e.tree.nodes), 1500, "files that are nowhere any more are forgotten")
+}
+
+// TestConcurrentSessionsSurviveCuts: several sessions share commits; what each
+// was told is there after a cut, and at most one more of each.
+func TestConcurrentSessionsSurviveCuts(t *testing.T) {
+	const workers, rounds = 6, 40
+	disk := vfs.NewMem(7)
+	rng := rand.New(rand.NewPCG(7, 7))
+	var told [workers]atomic.Int64
+	type cut struct {
+		disk *vfs.Mem
+		told [workers]int64
+	}
+	var mu sync.Mutex
+	var cuts []cut
+	disk.OnSync = func(int) {
+		mu.Lock()
+		defer mu.Unlock()
+		c := cut{}
+		for i := range told {
+			c.told[i] = told[i].Load()
+		}
+		c.disk = disk.Crash(rng)
+		cuts = append(cuts, c)
+	}
+	e, _ := openOn(t, disk)
+	syncs := len(cuts)
+	var wg sync.WaitGroup
+	for w := range workers {
+		ses := proto.SessionID(1000 + w)
+		require.NoError(t, e.OpenSession(ses, 1, "k"))
+		we := &testExport{Journal: e.Journal, t: t, fs: disk, ses: ses, ack: true}
+		wg.Go(func() {
+			d := we.make(proto.RootID, fmt.Sprint("w", w), proto.ModeDir|0o755)
+			for i := 1; i <= rounds; i++ {
+				we.file(d, "tmp", fmt.Sprint(i))
+				we.must(&proto.Rename{Dir: d, Name: "tmp", NewDir: d, NewName: "cur"})
+				told[w].Store(int64(i))
+			}
+		})
+	}
+	wg.Wait()
+	require.Less(t, len(cuts)-syncs, workers*rounds*3, "commits are shared")
+	require.NoError(t, e.Close())
+	for n, c := range cuts {
+		e, _ := openOn(t, c.disk)
+		for w := range workers {
+			got := int64(0)
+			if d, err := e.Lookup(proto.RootID, fmt.Sprint("w", w)); err == nil {
+				if a, err := e.Lookup(d.ID, "cur"); err == nil {
+					_, err := fmt.Sscan(e.content(a.ID), &got)
+					require.NoError(t, err)
+				}
+			}
+			require.GreaterOrEqual(t, got, c.told[w], "cut %d worker %d", n, w)
+			require.LessOrEqual(t, got, c.told[w]+1, "cut %d worker %d", n, w)
+		}
+		require.NoError(t, e.Close())
+	}
+}
