@@ -370,7 +370,7 @@ func (j *Journal) finish(p *pending) {
 func (j *Journal) cancel(p *pending, cause error) {
 	p.err = status.Wrap(cause, "apply", "")
 	recs := j.cancelRecords(p, status.Of(cause))
-	if err := j.log.Append(recs...); err != nil {
+	if err := j.log.AppendReserved(recs...); err != nil {
 		j.fail(err)
 	} else if err := j.log.Commit(); err != nil {
 		j.fail(err)

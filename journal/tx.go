@@ -195,7 +195,7 @@ func (tx *Tx) applyAll() (first error) {
 		}
 		c := &record.Record{Kind: record.Cancel, Upto: r.LSN, Status: uint16(status.Of(err))}
 		who(c, tx.sub)
-		if err := j.log.Append(c); err != nil {
+		if err := j.log.AppendReserved(c); err != nil {
 			j.fail(err)
 		}
 	}

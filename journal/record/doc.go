@@ -77,23 +77,22 @@
 //	set      nothing: the tag says true
 //	pieces   see below
 //
-//	 1 num  Kind           18 lsn  Grave            35 num  Rdev
-//	 2 num  Flag           19 num  Inode.Ino        36 str  Target
-//	 3 fix  Session        20 time Inode.Btime      37 num  Off
-//	 4 num  Seq            21 num  OldInode.Ino     38 num  Len
-//	 5 num  Client         22 time OldInode.Btime   39 num  OldSize
-//	 6 num  UID            23 time OldMtime         40 num  NewSize
-//	 7 num  GID            24 time OldNewMtime      41 pieces Pieces
-//	 8 num  PID            25 num  Old.Mode         42 set  HasOld
-//	 9 num  PGID           26 num  Old.UID          43 str  OldValue
-//	10 str  Comm           27 num  Old.GID          44 set  HasNew
-//	11 lsn  Txn            28 time Old.Atime        45 str  Value
-//	12 num  ID             29 time Old.Mtime        46 lsn  Upto
-//	13 num  Dir            30 num  New.Mode         47 num  Count
-//	14 str  Name           31 num  New.UID          48 num  Status
-//	15 num  NewDir         32 num  New.GID          49 num  ImageLen
-//	16 str  NewName        33 time New.Atime        50 fix  ImageSum
-//	17 num  Victim         34 time New.Mtime
+//	 1 num  Kind            17 num  Victim          33 num  Rdev
+//	 2 num  Flag            18 lsn  Grave           34 str  Target
+//	 3 fix  Session         19 num  Inode.Ino       35 num  Off
+//	 4 num  Seq             20 time Inode.Btime     36 num  Len
+//	 5 num  Client          21 time OldMtime        37 num  OldSize
+//	 6 num  UID             22 time OldNewMtime     38 num  NewSize
+//	 7 num  GID             23 num  Old.Mode        39 pieces Pieces
+//	 8 num  PID             24 num  Old.UID         40 set  HasOld
+//	 9 num  PGID            25 num  Old.GID         41 str  OldValue
+//	10 str  Comm            26 time Old.Atime       42 set  HasNew
+//	11 lsn  Txn             27 time Old.Mtime       43 str  Value
+//	12 num  ID              28 num  New.Mode        44 lsn  Upto
+//	13 num  Dir             29 num  New.UID         45 num  Count
+//	14 str  Name            30 num  New.GID         46 num  Status
+//	15 num  NewDir          31 time New.Atime       47 num  ImageLen
+//	16 str  NewName         32 time New.Mtime       48 fix  ImageSum
 //
 // Pieces are a uvarint count, not 0, and for each piece:
 //

@@ -12,7 +12,6 @@ const (
 	Remove                     // Dir/Name goes to grave/LSN. Inverse: Restore
 	Rename                     // Dir/Name becomes NewDir/NewName; Victim, if any, goes to grave/LSN, or with FlagExchange to Dir/Name. Inverse: Rename (and Restore of the victim)
 	Restore                    // grave/Grave becomes Dir/Name. Inverse: Remove
-	Swap                       // the inode under grave/Grave (or stage/ID if Grave is 0) takes the place of the one of ID, which goes to grave/LSN. Inverse: Swap
 	SetAttr                    // mode, owner, times: Old and New
 	Truncate                   // OldSize to NewSize; the image, or grave/LSN with FlagGraveImage, holds the bytes cut off
 	Write                      // bytes [Off, Off+Len) of ID; Pieces say which were overwritten and which are new
@@ -115,10 +114,9 @@ type Record struct {
 	Victim  proto.FileID
 	Grave   proto.LSN // name of the grave that it takes from
 
-	Inode    Inode // Make, Adopt, Swap (new), Restore: identity of ID's inode
-	OldInode Inode // Swap
+	Inode Inode // Make, Adopt, Restore, Truncate with FlagGraveImage: identity of ID's inode
 
-	// Directory times before: Dir's and NewDir's mtime; Write, Truncate, Swap: ID's mtime.
+	// Directory times before: Dir's and NewDir's mtime; Write, Truncate: ID's mtime.
 	OldMtime    proto.Time
 	OldNewMtime proto.Time
 

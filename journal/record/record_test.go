@@ -158,8 +158,8 @@ func TestDecodeSkeletonRefuses(t *testing.T) {
 	for name, bytes := range map[string]string{
 		"nothing":           "",
 		"tag 0":             "0000",
-		"unknown tag":       "0101 33 01",
-		"unknown kind":      "01 19",
+		"unknown tag":       "0101 31 01",
+		"unknown kind":      "01 18",
 		"no kind":           "0201",
 		"twice":             "0101 0101",
 		"descending":        "0101 0501 0401",
@@ -174,13 +174,13 @@ func TestDecodeSkeletonRefuses(t *testing.T) {
 		"empty string":      "0101 0a00",
 		"session cut":       "0101 0301020304",
 		"session zero":      "0101 030000000000000000",
-		"time zero":         "0101 17c701", // of a record at time 100
+		"time zero":         "0101 15c701", // of a record at time 100
 		"lsn zero":          "0101 0b14",   // of LSN 10
-		"no pieces":         "0101 2900",
-		"too many pieces":   "0101 29ffffff7f 010101",
-		"piece kind":        "0101 2901 040101",
-		"piece end":         "0101 2901 0101ffffffffffffffffff01",
-		"too many checksum": "0101 2901 020101 ff7f",
+		"no pieces":         "0101 2700",
+		"too many pieces":   "0101 27ffffff7f 010101",
+		"piece kind":        "0101 2701 040101",
+		"piece end":         "0101 2701 0101ffffffffffffffffff01",
+		"too many checksum": "0101 2701 020101 ff7f",
 	} {
 		b, err := hex.DecodeString(strings.ReplaceAll(bytes, " ", ""))
 		require.NoError(t, err)
