@@ -166,6 +166,16 @@ func (c *Cache) Changed(id proto.FileID, change proto.LSN) {
 	f.dropOlderLocked(change)
 }
 
+// Written says that a write of this session was applied and gave the file this
+// change number: pages stay valid up to it. Every change by others before it has been told with Changed.
+func (c *Cache) Written(id proto.FileID, change proto.LSN) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.files[id]; f != nil && f.epoch == c.epoch {
+		f.own = max(f.own, change)
+	}
+}
+
 // Forget drops all pages of a file, whatever their state (after a failed write),
 // and doubts its size until the server is heard again.
 func (c *Cache) Forget(id proto.FileID) {

@@ -331,6 +331,9 @@ func (c *conn) receive(h wire.Header, payload []byte) error {
 		// plan of a rollback, so this one is decoded under the lock.
 		err = wire.DecodeReply(h, payload, &rep)
 		c.s.answeredLocked(r.seq, rep.Result, err)
+		if err == nil && h.Op == wire.OpChange+wire.Opcode(proto.OpWrite) {
+			c.s.upcalls.written(rep.Result.Attr)
+		}
 	default:
 		c.pings--
 	}

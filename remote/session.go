@@ -56,6 +56,7 @@ type Options struct {
 	Changed func(wire.Changed)                              // somebody else changed a file or directory
 	Reset   func()                                          // pushes may have been missed: nothing cached is known to be valid
 	Failed  func(id proto.FileID, seq proto.Seq, err error) // a logged operation nobody waited for failed
+	Written func(id proto.FileID, change proto.LSN)         // a write of this session was applied: the file's change number. Every Changed before it has been told
 }
 
 func (o Options) withDefaults() Options {

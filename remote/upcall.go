@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"cagefs.dev/cage/remote/oplog"
+	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/wire"
 )
 
@@ -26,6 +27,7 @@ type upcalls struct {
 type event struct {
 	changed *wire.Changed
 	failed  *oplog.Failure
+	written *proto.Attr
 }
 
 func newUpcalls(o *Options) *upcalls { return &upcalls{o: o, wake: make(chan struct{}, 1)} }
@@ -54,6 +56,16 @@ func (u *upcalls) failed(f oplog.Failure) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.addLocked(event{failed: &f})
+}
+
+func (u *upcalls) written(a proto.Attr) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if n := len(u.events); n > 0 && u.events[n-1].written != nil && u.events[n-1].written.ID == a.ID {
+		u.events[n-1].written = &a
+		return
+	}
+	u.addLocked(event{written: &a})
 }
 
 // dropChangesLocked keeps the failures only.
@@ -103,6 +115,10 @@ func (u *upcalls) tell(e event) {
 	case e.failed != nil:
 		if u.o.Failed != nil {
 			u.o.Failed(e.failed.ID, e.failed.Seq, e.failed.Err)
+		}
+	case e.written != nil:
+		if u.o.Written != nil {
+			u.o.Written(e.written.ID, e.written.Change)
 		}
 	case u.o.Reset != nil:
 		u.o.Reset()

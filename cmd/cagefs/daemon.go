@@ -99,7 +99,7 @@ func start(ctx context.Context, m *spec, log zerolog.Logger) (*daemon, error) {
 	d.session, err = remote.Dial(ctx, remote.Options{
 		Addr: m.source.Addr(), Export: export, ReadOnly: m.opts.readOnly,
 		Keys: auth.OpenKeyring(dir), Software: cli.Software("cagefs"), Patience: m.opts.soft, DataPort: true, Log: log,
-		Changed: d.changed, Reset: d.reset, Failed: d.failed,
+		Changed: d.changed, Reset: d.reset, Failed: d.failed, Written: d.written,
 	})
 	if err != nil {
 		return nil, err
@@ -190,6 +190,12 @@ func (d *daemon) changed(c wire.Changed) {
 func (d *daemon) reset() {
 	if m := d.mount.Load(); m != nil {
 		m.Reset()
+	}
+}
+
+func (d *daemon) written(id proto.FileID, change proto.LSN) {
+	if d.mount.Load() != nil {
+		d.cache.Written(id, change)
 	}
 }
 
