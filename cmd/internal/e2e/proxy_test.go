@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// proxy stands between clients and all ports of a server and is as bad as the
+// test wants it.
+type proxy struct {
+	addr string // of its main port; set at construction
+
+	wg sync.WaitGroup
+
+	mu     sync.Mutex
+	lns    []net.Listener              // guarded by mu; nil while refused
+	conns  map[net.Conn]bool           // guarded by mu
+	frozen chan struct{}               // guarded by mu; closed when bytes go on
+	delay  time.Duration               // guarded by mu; of every piece in every direction
+	ports  []struct{ from, to string } // set at construction
+}
+
+// newProxy starts a proxy for a server's three ports.
+func newProxy(t testing.TB, server string) *proxy {
+	t.Helper()
+	p := &proxy{addr: freeAddr(t), conns: map[net.Conn]bool{}, frozen: make(chan struct{})}
+	close(p.frozen)
+	for i := range 3 {
+		p.ports = append(p.ports, struct{ from, to string }{nextPort(t, p.addr, i), nextPort(t, server, i)})
+	}
+	p.accept(t)
+	t.Cleanup(func() {
+		p.refuse()
+		p.thaw()
+		p.wg.Wait()
+	})
+	return p
+}
+
+func nextPort(t testing.TB, addr string, i int) string {
+	t.Helper()
+	host, port, err := net.SplitHostPort(addr)
+	require.NoError(t, err)
+	n, err := strconv.Atoi(port)
+	require.NoError(t, err)
+	return net.JoinHostPort(host, strconv.Itoa(n+i))
+}
+
+// accept lets clients come, after refuse.
+func (p *proxy) accept(t testing.TB) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, port := range p.ports {
+		ln, err := net.Listen("tcp", port.from)
+		require.NoError(t, err)
+		p.lns = append(p.lns, ln)
+		p.wg.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				p.wg.Go(func() { p.serve(c, port.to) })
+			}
+		})
+	}
+}
+
+// refuse ends all connections and lets nobody come.
+func (p *proxy) refuse() {
+	p.mu.Lock()
+	for _, ln := range p.lns {
+		ln.Close()
+	}
+	p.lns = nil
+	p.mu.Unlock()
+	p.cut()
+}
+
+// cut ends all connections; new ones are welcome.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.(*net.TCPConn).SetLinger(0) // a reset, as from a router that forgot
+		c.Close()
+	}
+}
+
+// freeze lets no byte through; connections stay, new ones are accepted.
+func (p *proxy) freeze() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.frozen = make(chan struct{})
+}
+
+// thaw ends a freeze.
+func (p *proxy) thaw() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.frozen:
+	default:
+		close(p.frozen)
+	}
+}
+
+// slow delays every piece.
+func (p *proxy) slow(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = d
+}
+
+func (p *proxy) serve(client net.Conn, to string) {
+	server, err := net.Dial("tcp", to)
+	if err != nil {
+		client.Close()
+		return
+	}
+	p.mu.Lock()
+	p.conns[client], p.conns[server] = true, true
+	p.mu.Unlock()
+	var both sync.WaitGroup
+	both.Go(func() { p.copy(server, client) })
+	both.Go(func() { p.copy(client, server) })
+	both.Wait()
+	p.mu.Lock()
+	delete(p.conns, client)
+	delete(p.conns, server)
+	p.mu.Unlock()
+}
+
+// copy hands bytes on until either side ends, and then ends both.
+func (p *proxy) copy(to, from net.Conn) {
+	defer to.Close()
+	defer from.Close()
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := from.Read(buf)
+		p.mu.Lock()
+		frozen, delay := p.frozen, p.delay
+		p.mu.Unlock()
+		<-frozen
+		time.Sleep(delay)
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
