@@ -55,10 +55,10 @@ same() { # same A B: equal in names, types, contents, modes, owners, times
 }
 
 start=$SECONDS
-say "A real tree to work with: Go's own network library"
-src=$(go env GOROOT)/src/net
-[ -d "$src" ] || fail "no Go source in $src"
-cp -a "$src" "$top/tree/net"
+say "A real tree to work with: Go's own libraries for networks and cryptography"
+src=$(go env GOROOT)/src
+[ -d "$src/net" ] || fail "no Go source in $src"
+cp -a "$src/net" "$src/crypto" "$top/tree/"
 ln -s net/http "$top/tree/web"
 echo "   $(find "$top/tree" -type f | wc -l) files, $(du -sh "$top/tree" | cut -f1)"
 
