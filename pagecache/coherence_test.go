@@ -37,6 +37,23 @@ func TestOpenAgain(t *testing.T) {
 			attr, _ := x.s.attr(id)
 			x.f.Own(attr, 1)
 		}, false, other, true},
+		{"reset hides a change before ours, whose answer came before", func(x *fixture) {
+			x.s.foreign(id, 0, other)
+			x.write(0, other[:ps])
+			x.s.drain()
+			attr, _ := x.s.attr(id)
+			x.f.Own(attr, 1)
+			x.c.Reset()
+		}, false, other, true},
+		{"told after an open of a change before ours", func(x *fixture) {
+			foreign := x.s.foreign(id, 0, other)
+			x.write(0, other[:ps])
+			x.s.drain()
+			attr, _ := x.s.attr(id)
+			x.f.Own(attr, 1)
+			x.f.Seen(attr, 1)
+			x.c.Changed(id, foreign.Change)
+		}, false, other, true},
 		{"told late of a change before ours", func(x *fixture) {
 			foreign := x.s.foreign(id, 0, other)
 			x.write(0, other[:ps])
@@ -138,6 +155,17 @@ func TestResetWhileOpen(t *testing.T) {
 	x.s.fetched()
 	equal(t, same(3, 2*ps), x.read(0, 2*ps))
 	require.Empty(t, x.s.fetched(), "what was fetched since is valid")
+}
+
+func TestOwnAnswerFromBeforeAReset(t *testing.T) {
+	x := setup(t, Options{}, pattern(1, ps))
+	x.write(ps, same(2, ps))
+	x.s.drain()
+	attr, _ := x.s.attr(id)
+	x.s.foreign(id, 2*ps, same(3, ps))
+	x.c.Reset()
+	x.f.Own(attr, 1)
+	equal(t, x.s.content(id), x.read(0, 10*ps))
 }
 
 func TestChangedTellsOfAnotherSize(t *testing.T) {

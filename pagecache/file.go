@@ -22,10 +22,10 @@ type File struct {
 	streams [maxStreams]stream
 	reads   uint64 // how many reads the streams have seen
 
-	// What the pages are valid for; guarded by c.mu. Changes by others up to base
-	// are in all pages. Changes of this session's up to own are too, for they were made here first.
-	// So nothing is known to be missing while the server's change number is at most
-	// max(base, own). foreign is the newest change by others that was pushed: pages older than it are gone.
+	// What the pages are valid for; guarded by c.mu. All changes up to base are in
+	// all pages. Changes of this session's up to own are too, for they were made here first;
+	// one by others between base and own is perhaps not: its push is on the way, or
+	// was missed if there is a reset. foreign is the newest change by others that was pushed: pages older than it are gone.
 	base, own, foreign proto.LSN
 	epoch              uint64 // of the cache when the pages were last known to be valid; 0: never
 
@@ -101,7 +101,7 @@ func (f *File) Own(attr proto.Attr, upto proto.Seq) {
 	if size < f.expectLocked(upto) {
 		f.dropFromLocked(size, nil)
 	}
-	f.hearLocked(attr.Change, size, upto, f.c.epoch)
+	f.hearLocked(attr.Change, size, upto, 0) // the answer may be older than the last reset
 }
 
 // Seen tells the cache any other fresh attribute reply while the file is open (getattr, lookup), as Open does.
@@ -129,15 +129,19 @@ func (f *File) Close() {
 // all that was ever read of it through this cache is still as it is.
 func (f *File) freshLocked(attr proto.Attr, upto proto.Seq) (kept bool) {
 	f.applied = max(f.applied, upto)
-	switch valid := max(f.base, f.own); {
-	case attr.Change > valid:
+	valid := f.base
+	if f.epoch == f.c.epoch {
+		valid = max(f.base, f.own)
+	}
+	switch {
+	case attr.Change > valid, attr.Change >= f.foreign && f.foreign > f.base:
 		f.dropOlderLocked(attr.Change)
 		f.base, f.epoch = attr.Change, f.c.epoch
-	case attr.Change == valid:
-		kept = f.foreign <= f.base && f.epoch > 0
-		f.base, f.epoch = attr.Change, f.c.epoch
+	case attr.Change == valid && f.foreign <= f.base:
+		kept = f.epoch > 0
+		f.epoch = f.c.epoch
 	default: // the reply was overtaken
-		kept = f.foreign <= f.base && f.epoch == f.c.epoch
+		kept = f.epoch == f.c.epoch && f.foreign <= f.base
 	}
 	f.hearLocked(attr.Change, int64(attr.Size), upto, f.c.epoch)
 	return kept

@@ -60,7 +60,6 @@ type fill struct {
 // slot is a page's place in a fill. Guarded by Cache.mu.
 type slot struct {
 	page    *cached // nil when the result is not wanted in the table any more
-	own     int64   // how far this session's writes reached when it was taken out of the table
 	waiters int     // each gets a hold of buf when the fill is done
 	piece           // the result
 }
@@ -69,7 +68,7 @@ type slot struct {
 type piece struct {
 	buf *buffer // held
 	n   int     // bytes of it; those after them are zero
-	end int64   // of the file that they belong to
+	end int64   // of the file when they were fetched
 }
 
 // runLocked starts a fill of count pages that are absent from the table. An ahead
@@ -259,11 +258,8 @@ func (c *Cache) finishLocked(fl *fill, bufs []*buffer, r reply) {
 	}
 	for i := range fl.slots {
 		s := &fl.slots[i]
-		if s.page != nil {
-			s.own = f.extendedLocked()
-		}
 		if fl.err == nil {
-			s.piece = piece{bufs[i], max(0, min(r.n-i*int(c.size), int(c.size))), max(r.size, s.own)}
+			s.piece = piece{bufs[i], max(0, min(r.n-i*int(c.size), int(c.size))), r.size}
 			s.buf.holds = s.waiters
 		}
 		keep := s.page != nil && fl.keepLocked(s.page, r)

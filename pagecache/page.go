@@ -91,7 +91,6 @@ func (p *cached) dropLocked() {
 	delete(f.pages, p.no)
 	if p.fill != nil {
 		p.fill.slots[p.slot].page = nil
-		p.fill.slots[p.slot].own = f.extendedLocked()
 		f.c.idleLocked(f)
 		return
 	}

@@ -63,7 +63,8 @@ func (f *File) Read(ctx context.Context, b Backing, off int64, n int) (*View, er
 // whoever else drops pages.
 type reading struct {
 	f        *File
-	off, end int64   // end is cut at the end of the file as it was at the beginning
+	off, end int64   // end is cut at size
+	size     int64   // of the file at the beginning
 	first    page.No // of got
 	got      []piece // one for each page
 	joins    []join
@@ -86,9 +87,9 @@ func (r *reading) begin(b Backing) bool {
 	if b == nil {
 		b = f.b
 	}
-	size := f.sizeLocked()
+	r.size = f.sizeLocked()
 	if !f.doubtLocked() {
-		r.end = min(r.end, size)
+		r.end = min(r.end, r.size)
 	}
 	if r.end <= r.off {
 		return true
@@ -114,7 +115,7 @@ func (r *reading) begin(b Backing) bool {
 		default:
 			c.policy.Touch(&p.entry)
 			c.holdLocked(p.buf)
-			r.got[no-r.first] = piece{p.buf, p.n, size}
+			r.got[no-r.first] = piece{p.buf, p.n, 0}
 			c.stats.Hits++
 			no++
 		}
@@ -220,11 +221,12 @@ func (r *reading) finish() (*View, error) {
 	return r.view, nil
 }
 
-// cutLocked ends the read where the file ended to which a page belongs that is not in
-// the table any more: what follows is not known to be zero.
+// cutLocked ends the read at the end of the file, as the read knows it, if that is in a
+// page that is not in the table any more. What comes after that is not known to
+// be zero: the file may have grown when the page was dropped.
 func (r *reading) cutLocked(i int, g *piece) {
-	if g.end < r.f.c.size.Start(r.first+page.No(i)+1) {
-		r.end = min(r.end, g.end)
+	if end := max(g.end, r.size); end < r.f.c.size.Start(r.first+page.No(i)+1) {
+		r.end = min(r.end, end)
 	}
 }
 
