@@ -65,6 +65,10 @@ func (o *Options) connect(ctx context.Context, addr string, op wire.Opcode, req,
 	if err != nil {
 		return nil, inTime(ctx, began, addr, dialError(addr, err))
 	}
+	if err := o.noBlackHole(raw); err != nil {
+		raw.Close()
+		return nil, status.Wrap(err, "connect", addr)
+	}
 	// Whatever blocks on the connection ends with ctx.
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	c, err := o.greet(ctx, raw, addr, op, req, rep)
