@@ -27,16 +27,24 @@ func (j *Journal) applyPending(p *pending) error {
 			return err
 		}
 	}
+	j.enter(p.recs)
 	j.viewMu.Unlock()
 	j.announce(p.recs)
 	return nil
 }
 
-// announce tells the index and whoever listens of applied records.
-func (j *Journal) announce(recs []*record.Record) {
+// enter puts applied records into the index. The caller holds viewMu: who reads
+// the past finds in it what the present already has.
+func (j *Journal) enter(recs []*record.Record) {
 	for _, r := range recs {
 		r.Images = nil // the log has them
 		j.hist.add(r)
+	}
+}
+
+// announce tells whoever listens of applied records.
+func (j *Journal) announce(recs []*record.Record) {
+	for _, r := range recs {
 		if f := j.opts.Changed; f != nil && r.ID != 0 {
 			f(Applied{LSN: r.LSN, ID: r.ID, Dir: r.Dir, Name: r.Name, NewDir: r.NewDir, NewName: r.NewName,
 				Data: r.Kind == record.Write || r.Kind == record.Truncate, Session: r.Session})

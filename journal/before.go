@@ -107,7 +107,8 @@ func allBefore(parts [][]before) []before {
 type fileBefore struct {
 	read   progress
 	attrs  record.Attrs
-	has    attrMask // which of attrs count
+	has    attrMask  // which of attrs count
+	timed  proto.LSN // the record that attrs.Mtime is of
 	size   uint64
 	sized  bool
 	xattrs map[string]xattrBefore
@@ -162,7 +163,7 @@ func (b *fileBefore) follow(recs []*record.Record) {
 				b.xattrs[r.Name] = xattrBefore{r.HasOld, r.OldValue}
 			}
 		case record.Write, record.Truncate:
-			b.once(hasMtime, true, func() { b.attrs.Mtime = r.OldMtime })
+			b.once(hasMtime, true, func() { b.attrs.Mtime, b.timed = r.OldMtime, r.LSN })
 			if !b.sized && r.OldSize != r.NewSize {
 				b.size, b.sized = r.OldSize, true
 			}
@@ -179,7 +180,7 @@ func (b *fileBefore) setAttr(r *record.Record) {
 	b.once(hasUID, r.Old.UID != r.New.UID, func() { b.attrs.UID = r.Old.UID })
 	b.once(hasGID, r.Old.GID != r.New.GID, func() { b.attrs.GID = r.Old.GID })
 	b.once(hasAtime, r.Old.Atime != r.New.Atime, func() { b.attrs.Atime = r.Old.Atime })
-	b.once(hasMtime, r.Old.Mtime != r.New.Mtime, func() { b.attrs.Mtime = r.Old.Mtime })
+	b.once(hasMtime, r.Old.Mtime != r.New.Mtime, func() { b.attrs.Mtime, b.timed = r.Old.Mtime, r.LSN })
 }
 
 func (b *fileBefore) once(m attrMask, changed bool, set func()) {
@@ -194,14 +195,14 @@ type dirBefore struct {
 	read    progress
 	names   map[string]proto.FileID // that they changed: what was there, 0 for nothing
 	mtime   proto.Time
-	timed   bool
-	subdirs int // that they added, less those that they took away
+	timed   proto.LSN // the record that mtime is of, 0: none
+	subdirs int       // that they added, less those that they took away
 }
 
-func (b *dirBefore) follow(dir proto.FileID, recs []*record.Record) {
+func (b *dirBefore) follow(dir proto.FileID, recs []*record.Record, isDir func(proto.FileID) bool) {
 	for _, r := range recs {
-		if !b.timed {
-			b.timed = true
+		if b.timed == 0 {
+			b.timed = r.LSN
 			if b.mtime = r.OldMtime; r.Dir != dir {
 				b.mtime = r.OldNewMtime
 			}
@@ -213,8 +214,13 @@ func (b *dirBefore) follow(dir proto.FileID, recs []*record.Record) {
 			if _, ok := b.names[c.at.name]; !ok {
 				b.names[c.at.name] = c.before
 			}
+			if isDir(c.after) {
+				b.subdirs++
+			}
+			if isDir(c.before) {
+				b.subdirs--
+			}
 		}
-		b.subdirs += subdirsAdded(r, dir)
 	}
 }
 
@@ -241,37 +247,4 @@ func nameChanges(r *record.Record) []nameChange {
 		return []nameChange{{at, r.ID, left}, {place{r.NewDir, r.NewName}, r.Victim, r.ID}}
 	}
 	return nil
-}
-
-// subdirsAdded counts the directories that a record adds to a directory. Of an
-// exchange, and of a replaced directory, it knows one side only.
-func subdirsAdded(r *record.Record, dir proto.FileID) int {
-	isDir := r.Flag&record.FlagDir != 0
-	switch r.Kind {
-	case record.Make:
-		if r.New.Mode&proto.ModeType == proto.ModeDir {
-			return 1
-		}
-	case record.Restore:
-		if isDir {
-			return 1
-		}
-	case record.Remove:
-		if isDir {
-			return -1
-		}
-	case record.Rename:
-		if !isDir || r.Flag&record.FlagExchange != 0 {
-			return 0
-		}
-		n := 0
-		if r.NewDir == dir && r.Victim == 0 {
-			n++
-		}
-		if r.Dir == dir {
-			n--
-		}
-		return n
-	}
-	return 0
 }

@@ -226,20 +226,32 @@ func (j *Journal) readAtViewed(id proto.FileID, p []byte, off int64) (int, error
 
 func (j *Journal) getXattr(id proto.FileID, attr string) (v []byte, err error) {
 	err = j.viewed(func() error {
-		return j.tree.at(id, func(d vfs.Dir, name string) error {
-			v, err = d.GetXattr(name, attr)
-			return err
-		})
+		v, err = j.getXattrViewed(id, attr)
+		return err
+	})
+	return v, err
+}
+
+func (j *Journal) getXattrViewed(id proto.FileID, attr string) (v []byte, err error) {
+	err = j.tree.at(id, func(d vfs.Dir, name string) error {
+		v, err = d.GetXattr(name, attr)
+		return err
 	})
 	return v, err
 }
 
 func (j *Journal) listXattr(id proto.FileID) (names []string, err error) {
 	err = j.viewed(func() error {
-		return j.tree.at(id, func(d vfs.Dir, name string) error {
-			names, err = d.ListXattr(name)
-			return err
-		})
+		names, err = j.listXattrViewed(id)
+		return err
+	})
+	return names, err
+}
+
+func (j *Journal) listXattrViewed(id proto.FileID) (names []string, err error) {
+	err = j.tree.at(id, func(d vfs.Dir, name string) error {
+		names, err = d.ListXattr(name)
+		return err
 	})
 	return names, err
 }

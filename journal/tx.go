@@ -119,6 +119,7 @@ func (tx *Tx) emit(r *record.Record) {
 		return
 	}
 	if tx.dry {
+		r.Images = nil
 		tx.recs = append(tx.recs, r)
 		return
 	}
@@ -157,6 +158,7 @@ func (tx *Tx) commit() (proto.Result, error) {
 	}
 	j.viewMu.Lock()
 	err := tx.applyAll()
+	j.enter(tx.recs)
 	j.viewMu.Unlock()
 	j.announce(tx.recs)
 	p := &pending{Ticket: &Ticket{done: make(chan struct{})}, sub: tx.sub, recs: []*record.Record{tx.begin}}
