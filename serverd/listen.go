@@ -20,6 +20,9 @@ func listenAll(addr string, n int) (lns []net.Listener, err error) {
 	if err != nil {
 		return nil, status.Newf(status.Usage, "listen", addr, "the address is not HOST:PORT: %w", err)
 	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return nil, status.Newf(status.Usage, "listen", addr, "%q is no port", port)
+	}
 	if n < 0 || n > maxDataPorts {
 		return nil, status.Newf(status.Usage, "listen", addr, "%d data ports; 0 to %d are possible", n, maxDataPorts)
 	}

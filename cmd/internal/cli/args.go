@@ -41,7 +41,7 @@ func (z *Size) Set(s string) (err error) { *z, err = ParseSize(s); return err }
 func (z *Size) Type() string             { return "SIZE" }
 func (z *Size) String() string           { return z.Short() }
 
-// Short is the size for people: 1.5 MiB is 1.5MiB, 4096 is 4KiB.
+// Short is the size for people, to one decimal: 5B, 4KiB, 1.5MiB.
 func (z Size) Short() string {
 	f, unit := float64(z), "B"
 	for _, u := range []string{"KiB", "MiB", "GiB", "TiB"} {
@@ -49,9 +49,6 @@ func (z Size) Short() string {
 			break
 		}
 		f, unit = f/1024, u
-	}
-	if unit == "B" {
-		return strconv.FormatInt(int64(z), 10)
 	}
 	return strings.TrimSuffix(strconv.FormatFloat(f, 'f', 1, 64), ".0") + unit
 }

@@ -170,7 +170,7 @@ func TestParseSize(t *testing.T) {
 }
 
 func TestSizeShort(t *testing.T) {
-	for z, want := range map[Size]string{0: "0", 1023: "1023", 1024: "1KiB", 3 << 19: "1.5MiB", 10 << 30: "10GiB", 1 << 50: "1024TiB"} {
+	for z, want := range map[Size]string{0: "0B", 1023: "1023B", 1024: "1KiB", 3 << 19: "1.5MiB", 10 << 30: "10GiB", 1 << 50: "1024TiB"} {
 		require.Equal(t, want, z.Short())
 	}
 }
