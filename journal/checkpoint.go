@@ -58,22 +58,46 @@ func (j *Journal) logBytes() (n int64) {
 	return n
 }
 
-// checkpoint notes what is applied, makes the tree durable and writes the
-// checkpoint. Only the commit loop calls it (and start and close, when there is
-// none), so that nothing is applied meanwhile.
+// checkpoint makes one and waits for it. For start and close: nothing is
+// applied meanwhile.
 func (j *Journal) checkpoint(clean bool) error {
+	c, err := j.beginCheckpoint(clean)
+	if err == nil {
+		err = j.endCheckpoint(c)
+	}
+	if err == nil {
+		j.checkpointed(c)
+	}
+	return err
+}
+
+// unfinished is a checkpoint whose state is noted and not yet durable.
+type unfinished struct {
+	*checkpointData
+	loose map[proto.FileID]*loose // being synced
+	bytes int64                   // log bytes when it began
+}
+
+// beginCheckpoint notes what is applied. Only the commit loop calls it, between
+// two records, so that the table is that of one LSN.
+func (j *Journal) beginCheckpoint(clean bool) (*unfinished, error) {
 	if err := j.log.Commit(); err != nil {
-		return err
+		return nil, err
 	}
 	j.planMu.Lock()
-	loose := j.loosenLocked()
-	ck := j.snapshotLocked()
-	ck.clean = clean
-	j.planMu.Unlock()
+	defer j.planMu.Unlock()
+	c := &unfinished{loose: j.loosenLocked(), checkpointData: j.snapshotLocked(), bytes: j.written}
+	c.clean = clean
 	j.looseBytes.Store(0)
+	return c, nil
+}
+
+// endCheckpoint makes the tree durable and writes the checkpoint. Changes go on
+// meanwhile: what is applied after the beginning is replayed if need be.
+func (j *Journal) endCheckpoint(c *unfinished) error {
 	err := j.opts.FS.SyncFS()
 	j.planMu.Lock()
-	for id, l := range loose {
+	for id, l := range c.loose {
 		close(l.done)
 		l.done, l.syncing = nil, nil
 		if len(l.spans) == 0 {
@@ -84,18 +108,23 @@ func (j *Journal) checkpoint(clean bool) error {
 	if err != nil {
 		return status.Newf(status.IO, "sync", "export", "%w", err)
 	}
-	if err := j.writeCheckpoint(ck); err != nil {
+	if err := j.writeCheckpoint(c.checkpointData); err != nil {
 		return err
 	}
-	if err := j.log.Append(&record.Record{Kind: record.Checkpoint, Upto: ck.lsn}); err != nil {
+	if err := j.log.Append(&record.Record{Kind: record.Checkpoint, Upto: c.lsn}); err != nil {
 		if status.Of(err) != status.NoSpace {
 			return err
 		}
 	} else if err := j.log.Commit(); err != nil {
 		return err
 	}
-	j.ckpt.lsn, j.ckpt.seen, j.ckpt.at, j.ckpt.bytes = ck.lsn, j.log.Last(), time.Now(), j.written
-	return j.prune()
+	return j.prune(c.lsn)
+}
+
+// checkpointed notes a finished checkpoint. Only the commit loop calls it.
+func (j *Journal) checkpointed(c *unfinished) {
+	j.ckpt.lsn, j.ckpt.at, j.ckpt.bytes = c.lsn, time.Now(), c.bytes
+	j.ckpt.seen = j.log.Last()
 }
 
 // loosenLocked marks the loose bytes of files without unapplied records as being

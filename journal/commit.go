@@ -292,19 +292,39 @@ func (j *Journal) commitLoop() {
 	defer close(j.loopDone)
 	timer := time.NewTicker(tick)
 	defer timer.Stop()
+	var running *unfinished // a checkpoint on its way
+	ended := make(chan error, 1)
+	end := func(err error) {
+		if err != nil {
+			j.fail(err)
+		} else {
+			j.checkpointed(running)
+		}
+		running = nil
+	}
 	for {
 		select {
 		case <-j.wake:
 		case <-timer.C:
+		case err := <-ended:
+			end(err)
+			continue
 		case <-j.stop:
 			j.commitBatch()
+			if running != nil {
+				end(<-ended)
+			}
 			return
 		}
 		j.commitBatch()
-		if j.checkpointDue() {
-			if err := j.checkpoint(false); err != nil {
+		if running == nil && j.checkpointDue() {
+			c, err := j.beginCheckpoint(false)
+			if err != nil {
 				j.fail(err)
+				continue
 			}
+			running = c
+			go func() { ended <- j.endCheckpoint(c) }()
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -275,29 +276,42 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	cutRng := rand.New(rand.NewPCG(seed, 2))
 	disk := vfs.NewMem(seed)
+	var mu sync.Mutex // checkpoints sync beside the operations
 	var cuts []cut
-	var s *storm
 	var states []shot // after each operation
 	disk.OnSync = func(n int) {
-		if s != nil {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(states) > 0 {
 			cuts = append(cuts, cut{disk: disk.Crash(cutRng), after: len(states) - 1, what: fmt.Sprintf("sync %d", n)})
 		}
 	}
 	e, _ := openOn(t, disk)
-	states = []shot{snapshot(t, e.Journal)}
-	s = newStorm(e, rng)
+	first := snapshot(t, e.Journal)
+	mu.Lock()
+	states = []shot{first}
+	mu.Unlock()
+	s := newStorm(e, rng)
 	s.did = func() {
-		states = append(states, snapshot(t, e.Journal))
+		after := snapshot(t, e.Journal)
+		mu.Lock()
+		defer mu.Unlock()
+		states = append(states, after)
 		cuts = append(cuts, cut{disk: disk.Crash(cutRng), after: len(states) - 1, idle: true, what: "after the answer"})
 	}
 	for step := range steps {
+		mu.Lock()
 		cuts, states = nil, states[len(states)-1:]
+		mu.Unlock()
 		fresh := maps.Clone(s.fresh)
 		require.NoError(t, s.step(), "seed %d step %d", seed, step)
 		for id, f := range s.fresh {
 			fresh[id] = f
 		}
-		for _, c := range cuts {
+		mu.Lock()
+		made := cuts
+		mu.Unlock()
+		for _, c := range made {
 			n++
 			if c.fresh = fresh; c.idle && c.after == len(states)-1 {
 				c.fresh = s.fresh
@@ -311,7 +325,6 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 			}
 		}
 	}
-	s = nil
 	require.NoError(t, e.Close())
 	return n
 }
@@ -368,9 +381,13 @@ func within(fresh []span, m Missing) bool {
 // checkInterruptedRecovery cuts recovery itself at one of its syncs and recovers again.
 func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Report) string {
 	rng := rand.New(rand.NewPCG(uint64(rep.Last), 3))
-	at, second := 1+rng.IntN(4), (*vfs.Mem)(nil)
+	at, opened := 1+rng.IntN(4), false
+	var mu sync.Mutex
+	var second *vfs.Mem
 	disk.OnSync = func(n int) {
-		if n == at {
+		mu.Lock()
+		defer mu.Unlock()
+		if n == at && !opened {
 			second = disk.Crash(rng)
 		}
 	}
@@ -378,7 +395,9 @@ func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Repor
 	if err != nil {
 		return err.Error()
 	}
-	disk.OnSync = nil
+	mu.Lock()
+	opened = true
+	mu.Unlock()
 	if err := j.Close(); err != nil || second == nil {
 		return ""
 	}

@@ -11,12 +11,12 @@ import (
 const minFree = 20
 
 // prune drops the oldest history, a segment and its graves at a time, while the
-// log is above the cap or the file system nearly full. What a checkpoint needs stays.
-// Only the commit loop calls it.
-func (j *Journal) prune() error {
+// log is above the cap or the file system nearly full. Records after needed, the
+// newest checkpoint's, stay.
+func (j *Journal) prune(needed proto.LSN) error {
 	for {
 		segs := j.log.Segments()
-		if len(segs) < 2 || segs[1].First > j.ckpt.lsn {
+		if len(segs) < 2 || segs[1].First > needed {
 			return nil
 		}
 		st, err := j.opts.FS.StatFS()
