@@ -118,7 +118,7 @@ func (j *Journal) endCheckpoint(c *unfinished) error {
 	} else if err := j.log.Commit(); err != nil {
 		return err
 	}
-	return j.prune(c.lsn)
+	return nil
 }
 
 // checkpointed notes a finished checkpoint. Only the commit loop calls it.

@@ -324,7 +324,13 @@ func (j *Journal) commitLoop() {
 				continue
 			}
 			running = c
-			go func() { ended <- j.endCheckpoint(c) }()
+			go func() {
+				err := j.endCheckpoint(c)
+				if err == nil {
+					err = j.prune(c.lsn)
+				}
+				ended <- err
+			}()
 		}
 	}
 }

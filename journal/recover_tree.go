@@ -227,7 +227,6 @@ func (r *recovery) needDir(id proto.FileID, busy map[proto.FileID]bool) error {
 		if err := r.fillInode(n.ident, busy); err != nil {
 			return err
 		}
-		n = r.j.tree.nodes[id]
 	}
 	delete(r.opened, id)
 	_, err := r.openDir(id, nil)

@@ -12,7 +12,8 @@ const minFree = 20
 
 // prune drops the oldest history, a segment and its graves at a time, while the
 // log is above the cap or the file system nearly full. Records after needed, the
-// newest checkpoint's, stay.
+// newest checkpoint's, stay. A start does not prune: clients first have to say
+// which removed files they hold open.
 func (j *Journal) prune(needed proto.LSN) error {
 	for {
 		segs := j.log.Segments()

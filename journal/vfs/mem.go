@@ -39,11 +39,12 @@ type Mem struct {
 // nodeID names an inode for its life; it is never used again.
 type nodeID uint64
 
+const rootID nodeID = 1
+
 const (
-	rootID   nodeID = 1
-	rootIno         = 2
-	firstIno        = 11
-	maxLinks        = 65000
+	rootIno  = 2
+	firstIno = 11
+	maxLinks = 65000
 )
 
 // attrs are an inode's attributes. Those of regular files leave out the size.

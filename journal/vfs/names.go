@@ -21,14 +21,6 @@ func checkName(name string) error {
 	return nil
 }
 
-// checkAttrName is checkName for calls to which "" means the directory itself.
-func checkAttrName(name string) error {
-	if name == "" {
-		return nil
-	}
-	return checkName(name)
-}
-
 // checkTarget refuses what symlink(2) would.
 func checkTarget(target string) error {
 	switch {
