@@ -353,6 +353,18 @@ func (l *lab) umount(point string) {
 	require.NotContains(l.t, mountsBelow(l.dir), point, "umount returned, but it is still mounted")
 }
 
+// verify checks an export's journal, and the files against it; no server runs.
+func (l *lab) verify(export string) error {
+	out, err := l.try("cagejournal", "verify", "--full", "--dir", export)
+	if err != nil {
+		if strings.Contains(err.Error(), "being written") {
+			return nil
+		}
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
+}
+
 // tail shows the end of a log of a failed test.
 func tail(t testing.TB, log string) {
 	if !t.Failed() {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ type history struct {
 func (h *history) begin(s step) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	s.at = time.Now()
 	h.steps = append(h.steps, s)
 }
 
@@ -135,13 +137,27 @@ func (w *worker) run(stopping *atomic.Bool) error {
 		w.plan = w.plan[1:]
 		w.begin(s)
 		if err := w.do(s); err != nil {
-			begun, _ := w.now()
-			return fmt.Errorf("%s, step %d, %v: %w", w.name, len(begun)-1, s, err)
+			return fmt.Errorf("%s: %v: %w\n%s", w.name, s, err, w.story(s.path, s.to))
 		}
 		w.end()
 		w.model.apply(s, true)
 	}
 	return nil
+}
+
+// story lists the last steps of a worker, and of those before the last that
+// were about some paths, or about everything.
+func (h *history) story(paths ...string) string {
+	begun, done := h.now()
+	var lines []string
+	for i := len(begun) - 1; i >= 0 && len(lines) < 40; i-- {
+		s := begun[i]
+		if i > len(begun)-12 || slices.Contains(paths, s.path) || s.to != "" && slices.Contains(paths, s.to) || s.kind == syncAll {
+			lines = append(lines, fmt.Sprintf("  %d %s %v", i, s.at.Format("05.000"), s))
+		}
+	}
+	slices.Reverse(lines)
+	return fmt.Sprintf("  %d steps begun, %d answered; the last:\n%s", len(begun), done, strings.Join(lines, "\n"))
 }
 
 // do does a step on the mount.

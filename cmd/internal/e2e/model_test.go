@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // kind says what a step of a load does.
@@ -43,8 +44,9 @@ type step struct {
 	path, to string
 	off, n   int64
 	mode     uint32
-	seed     uint64 // of the bytes
-	slot     string // append, fsync, read: through the descriptor held there
+	seed     uint64    // of the bytes
+	slot     string    // append, fsync, read: through the descriptor held there
+	at       time.Time // when it began
 }
 
 func (s step) String() string {

@@ -1,0 +1,307 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// soft is the patience of mounts whose server stays away.
+func soft() time.Duration {
+	if accept {
+		return 30 * time.Second // what a mount has unless told otherwise
+	}
+	return 3 * time.Second
+}
+
+// through mounts a server's export through a proxy.
+func (l *lab) through(s *server, p *proxy, flags ...string) string {
+	l.t.Helper()
+	by := *s
+	by.addr = p.addr
+	return l.mount(&by, flags...)
+}
+
+// state asks a mount for its status.
+func (l *lab) state(point string) (st struct {
+	PID     int    `json:"pid"`
+	State   string `json:"state"`
+	Ops     int    `json:"unapplied_operations"`
+	Resumes int    `json:"resumes"`
+}) {
+	l.t.Helper()
+	require.NoError(l.t, json.Unmarshal([]byte(l.run("cagefs", "status", "--json", point)), &st))
+	return st
+}
+
+// copying starts a copy of a tree into a mount, and returns when it is well under way.
+func copying(t testing.TB, src, dst string) (wait func()) {
+	t.Helper()
+	cmd := exec.Command("cp", "-a", src, dst)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	require.NoError(t, cmd.Start())
+	require.Eventually(t, func() bool {
+		list, _ := os.ReadDir(filepath.Join(dst, filepath.Base(src)))
+		return len(list) > 3
+	}, 10*time.Second, 5*time.Millisecond)
+	return func() {
+		t.Helper()
+		require.NoError(t, cmd.Wait(), "%s", &errs)
+		require.Empty(t, errs.String())
+	}
+}
+
+// TestCopyGoesOn breaks what a copy needs, and the copy must not notice but for
+// the time that it takes.
+func TestCopyGoesOn(t *testing.T) {
+	needRoot(t)
+	away := time.Second
+	if accept {
+		away = 20 * time.Second
+	}
+	pause := func(d time.Duration) { time.Sleep(d) }
+	tests := []struct {
+		name    string
+		disturb func(t *testing.T, s *server, p *proxy)
+	}{
+		{"cut again and again", func(t *testing.T, _ *server, p *proxy) {
+			for range 8 {
+				p.cut()
+				pause(150 * time.Millisecond)
+			}
+		}},
+		{"refused for a while", func(t *testing.T, _ *server, p *proxy) {
+			p.refuse()
+			pause(away)
+			p.accept(t)
+		}},
+		{"silent for a while", func(t *testing.T, _ *server, p *proxy) {
+			p.freeze()
+			pause(away)
+			p.thaw()
+		}},
+		{"silent, then cut", func(t *testing.T, _ *server, p *proxy) {
+			p.freeze()
+			pause(away)
+			p.cut()
+			p.thaw()
+		}},
+		{"slow", func(t *testing.T, _ *server, p *proxy) {
+			p.slow(20 * time.Millisecond)
+			pause(away)
+			p.cut()
+			pause(away)
+			p.slow(0)
+		}},
+		{"server restarted", func(t *testing.T, s *server, _ *proxy) {
+			s.stop()
+			pause(away)
+			s.start()
+		}},
+		{"server killed", func(t *testing.T, s *server, _ *proxy) {
+			for range 3 {
+				s.kill()
+				pause(away / 2)
+				s.start()
+				pause(100 * time.Millisecond)
+			}
+		}},
+	}
+	src := filepath.Join(goSource(t), "net")
+	want := survey(t, src)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, "")
+			export := l.mkdir("export")
+			s := l.newServer(export)
+			s.start()
+			p := newProxy(t, s.addr)
+			m := l.through(s, p)
+			wait := copying(t, src, m)
+			tt.disturb(t, s, p)
+			wait()
+			requireSame(t, want, m+"/net")
+			l.run("cagefs", "sync", m)
+			requireSame(t, want, export+"/net")
+			require.Positive(t, l.state(m).Resumes+1)
+			l.umount(m)
+			l.run("cagejournal", "verify", "--full", s.addr+":/data")
+		})
+	}
+}
+
+// TestServerStaysAway: who asks gets an error after the patience of the mount,
+// df and ls of what is known do not even wait, and the mount can be left.
+func TestServerStaysAway(t *testing.T) {
+	needRoot(t)
+	outages := map[string]func(*server, *proxy){
+		"killed":  func(s *server, p *proxy) { s.kill() },
+		"silent":  func(s *server, p *proxy) { p.freeze() },
+		"refused": func(s *server, p *proxy) { p.refuse() },
+	}
+	for name, outage := range outages {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, "")
+			s := l.newServer(l.mkdir("export"))
+			s.start()
+			p := newProxy(t, s.addr)
+			m := l.through(s, p, "--soft", soft().String())
+			require.NoError(t, os.WriteFile(m+"/old", make([]byte, 1<<20), 0o644))
+			l.run("cagefs", "sync", m)
+			idle := l.through(s, p, "--soft", soft().String())
+
+			outage(s, p)
+			commands := [][]string{
+				{"df", m}, {"cat", m + "/other"}, {"ls", "-l", m + "/dir"}, {"mkdir", m + "/new"}, {"rm", m + "/old"},
+				{"cp", "/etc/passwd", m + "/copy"}, {"dd", "if=/dev/zero", "of=" + m + "/old", "conv=notrunc,fsync", "bs=64k", "count=4", "status=none"},
+			}
+			type outcome struct {
+				args []string
+				took time.Duration
+				out  string
+				err  error
+			}
+			results := make(chan outcome, len(commands))
+			for _, args := range commands {
+				go func() {
+					began := time.Now()
+					out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+					results <- outcome{args, time.Since(began), string(out), err}
+				}()
+			}
+			for range commands {
+				select {
+				case r := <-results:
+					if r.args[0] == "df" {
+						assert.NoError(t, r.err, r.out)
+						assert.Less(t, r.took, 2*time.Second, "df waits for nobody")
+						continue
+					}
+					assert.Error(t, r.err, "%s", r.args)
+					assert.Contains(t, r.out, "Connection timed out", "%s", r.args)
+					assert.Less(t, r.took, 2*soft()+2*time.Second, "%s", r.args)
+				case <-time.After(3*soft() + 5*time.Second):
+					require.Fail(t, "a command hangs")
+				}
+			}
+			require.NotZero(t, l.state(m).Ops, "what was accepted waits for the server")
+
+			// A mount that owes nothing goes; one that does says what.
+			l.umount(idle)
+			_, err := l.try("cagefs", "umount", m)
+			require.ErrorContains(t, err, "not delivered")
+			require.Equal(t, 10, exitCode(err), "%v", err)
+			require.Contains(t, mountsBelow(l.dir), m)
+
+			// The server comes back, and so does what waited for it.
+			p.thaw()
+			if s.cmd == nil {
+				s.start()
+			}
+			if name == "refused" {
+				p.accept(t)
+			}
+			require.Eventually(t, func() bool { return l.state(m).Ops == 0 }, 20*time.Second, 50*time.Millisecond)
+			// Each program has been told what failed or may have: the rest must be in order.
+			require.NoError(t, os.WriteFile(m+"/after", []byte("x"), 0o644))
+			l.run("cagefs", "sync", m)
+			l.umount(m)
+		})
+	}
+}
+
+// exitCode is that of a command that has failed.
+func exitCode(err error) int {
+	var e *exec.ExitError
+	if errors.As(err, &e) {
+		return e.ExitCode()
+	}
+	return -1
+}
+
+// TestBlockedProcessesDie: with a server that is silent for ever and a mount that
+// waits for ever, whatever hangs in the mount can be killed at once.
+func TestBlockedProcessesDie(t *testing.T) {
+	needRoot(t)
+	l := newLab(t, "")
+	s := l.newServer(l.mkdir("export"))
+	s.start()
+	p := newProxy(t, s.addr)
+	m := l.through(s, p, "--hard")
+	for _, d := range []string{"dir", "dir/sub", "empty"} {
+		require.NoError(t, os.Mkdir(filepath.Join(m, d), 0o755))
+	}
+	for _, f := range []string{"file", "dir/file", "log"} {
+		require.NoError(t, os.WriteFile(filepath.Join(m, f), make([]byte, 300<<10), 0o644))
+	}
+	l.run("cagefs", "sync", m)
+	l.umount(m)
+	m = l.through(s, p, "--hard") // one that knows nothing yet
+	p.freeze()
+
+	commands := [][]string{
+		{"cat", m + "/file"}, {"ls", "-l", m}, {"ls", m + "/dir"}, {"find", m}, {"stat", m + "/file"}, {"touch", m + "/file"},
+		{"cp", m + "/file", m + "/copy"}, {"cp", "-a", goSource(t) + "/net", m}, {"mkdir", m + "/x"}, {"rmdir", m + "/empty"},
+		{"rm", m + "/dir/file"}, {"mv", m + "/file", m + "/file2"}, {"ln", "-s", "a", m + "/b"}, {"sync", m + "/log"},
+		{"dd", "if=/dev/zero", "of=" + m + "/log", "bs=1M", "count=200", "status=none"}, {"truncate", "-s", "5", m + "/file"},
+		{"sh", "-c", "echo x >>" + m + "/log"}, {"chmod", "600", m + "/file"}, {"df", m}, {"flock", m + "/log", "true"},
+		{"tar", "cf", "/dev/null", m}, {"grep", "-r", "x", m}, {"sh", "-c", "cd " + m + "/dir && ls"}, {"mknod", m + "/fifo", "p"},
+	}
+	for _, args := range commands {
+		t.Run(args[0], func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.Command(args[0], args[1:]...)
+			require.NoError(t, cmd.Start())
+			ended := make(chan struct{})
+			go func() { cmd.Wait(); close(ended) }()
+			select {
+			case <-ended:
+				require.Equal(t, "df", args[0], "it ended although nobody answered: %v", cmd.ProcessState)
+				require.True(t, cmd.ProcessState.Success())
+				return
+			case <-time.After(700 * time.Millisecond):
+				require.NotEqual(t, "df", args[0], "df waits for nobody")
+			}
+			require.NoError(t, cmd.Process.Kill())
+			select {
+			case <-ended:
+				require.Equal(t, syscall.SIGKILL, cmd.ProcessState.Sys().(syscall.WaitStatus).Signal())
+			case <-time.After(time.Second):
+				t.Error("still there a second after SIGKILL")
+				p.thaw()
+				<-ended
+			}
+		})
+	}
+	t.Run("umount can be interrupted", func(t *testing.T) {
+		t.Parallel()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, filepath.Join(l.bin, "cagefs"), "umount", m)
+		cmd.Env = l.env
+		var errs bytes.Buffer
+		cmd.Stderr = &errs
+		require.NoError(t, cmd.Start())
+		time.AfterFunc(500*time.Millisecond, func() { cmd.Process.Signal(os.Interrupt) })
+		err := cmd.Wait()
+		require.Equal(t, 9, exitCode(err), "%v: %s", err, &errs)
+		require.Contains(t, mountsBelow(l.dir), m)
+	})
+	t.Cleanup(func() { // after the parallel ones
+		p.thaw()
+		l.umount(m)
+	})
+}
