@@ -24,7 +24,7 @@
 //     that of the log. It is held over Backing.Log, which may block: only other
 //     writers of the file wait for it, as long as their contexts last.
 //  2. Cache.mu guards everything else: pages, files, policy and budget. It is held
-//     for table look-ups and for copying less than a page, never over a call
+//     for table look-ups and for copying parts of pages, never over a call
 //     of a Backing. One lock, because a page that comes to one file pushes one out of another.
 package pagecache
 

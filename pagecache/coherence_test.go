@@ -131,6 +131,26 @@ func TestChangedDuringAFill(t *testing.T) {
 	}
 }
 
+// Who asks after a reset does not join a fill from before.
+func TestResetDuringAFill(t *testing.T) {
+	data, other := pattern(1, ps), pattern(50, ps)
+	x := setup(t, Options{}, data)
+	g := newGate()
+	x.s.after = g.pass
+	got := make(chan []byte, 2)
+	go func() { got <- x.read(0, ps) }()
+	<-g.came
+	x.s.foreign(id, 0, other)
+	x.c.Reset()
+	go func() { got <- x.read(0, ps) }()
+	<-g.came
+	close(g.open)
+	<-got
+	<-got
+	equal(t, other, x.read(0, ps))
+	require.Len(t, x.s.fetched(), 2)
+}
+
 func TestOldNewsDropNothing(t *testing.T) {
 	x := setup(t, Options{}, pattern(1, ps))
 	attr := x.s.foreign(id, 0, pattern(2, ps))

@@ -286,8 +286,7 @@ func (c *Cache) finishLocked(fl *fill, bufs []*buffer, r reply) {
 func (fl *fill) keepLocked(p *cached, r reply) bool {
 	f := fl.f
 	return fl.err == nil &&
-		r.change >= max(f.base, f.foreign) && // nobody has changed the file since
-		fl.epoch == f.c.epoch && // and nothing was missed
+		r.change >= max(f.base, f.foreign) && // nobody is known to have changed the file since
 		!f.writing.has(p.no) &&
 		f.c.size.Start(p.no) < f.sizeLocked()
 }

@@ -34,17 +34,17 @@ type cached struct {
 	file  *File
 	no    page.No
 	entry evict.Entry[key]
+	epoch uint64 // of the cache then
 
 	// Guarded by Cache.mu. While filling:
 	fill *fill // nil otherwise
 	slot int   // the page's place in it
 
 	// Guarded by Cache.mu. Otherwise:
-	buf   *buffer
-	n     int       // bytes known; those after them, as far as the file goes, are zero
-	seq   proto.Seq // newest write in them; 0: none since they were fetched
-	base  proto.LSN // changes by others up to this one are in them, if it is above File.base
-	epoch uint64    // of the cache when they were fetched or made
+	buf  *buffer
+	n    int       // bytes known; those after them, as far as the file goes, are zero
+	seq  proto.Seq // newest write in them; 0: none since they were fetched
+	base proto.LSN // changes by others up to this one are in them, if it is above File.base
 }
 
 // newPageLocked puts a page into the table, with neither fill nor buffer yet.
@@ -55,8 +55,8 @@ func (f *File) newPageLocked(no page.No) *cached {
 	return p
 }
 
-// usableLocked reports whether a page that is not being filled may be shown: no
-// change by others was missed since it was fetched or since the file was last seen unchanged.
+// usableLocked reports whether a page may be shown, or its fill be joined: no change by others was
+// missed since the page was fetched, or since the file was last seen unchanged.
 func (p *cached) usableLocked() bool {
 	return max(p.epoch, p.file.epoch) == p.file.c.epoch
 }

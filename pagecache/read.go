@@ -106,12 +106,12 @@ func (r *reading) begin(b Backing) bool {
 		switch {
 		case p == nil:
 			no += r.fetchLocked(b, no, last)
+		case !p.usableLocked():
+			p.dropLocked()
 		case p.fill != nil:
 			r.joinLocked(p.fill, p.slot)
 			c.stats.Misses++
 			no++
-		case !p.usableLocked():
-			p.dropLocked()
 		default:
 			c.policy.Touch(&p.entry)
 			c.holdLocked(p.buf)
@@ -223,7 +223,7 @@ func (r *reading) finish() (*View, error) {
 
 // cutLocked ends the read at the end of the file, as the read knows it, if that is in a
 // page that is not in the table any more. What comes after that is not known to
-// be zero: the file may have grown when the page was dropped.
+// be zero: the page may have been dropped because the file has grown.
 func (r *reading) cutLocked(i int, g *piece) {
 	if end := max(g.end, r.size); end < r.f.c.size.Start(r.first+page.No(i)+1) {
 		r.end = min(r.end, end)

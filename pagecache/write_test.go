@@ -142,6 +142,20 @@ func TestWriteDuringAFill(t *testing.T) {
 	}
 }
 
+// The bytes up to a write that outdated a fill are not known to be zero.
+func TestWriteDuringAFillOfUnknownLength(t *testing.T) {
+	x := setup(t, Options{ReadAhead: -1}, same(1, 100))
+	x.c.Forget(id)
+	g := newGate()
+	x.s.after = g.pass
+	got := make(chan []byte)
+	go func() { got <- x.read(0, ps) }()
+	<-g.came
+	x.write(200, same(9, 100))
+	close(g.open)
+	equal(t, same(1, 100), <-got)
+}
+
 // While a write is between log and pages no fill of its pages is kept.
 func TestFillDuringAWrite(t *testing.T) {
 	file := pattern(1, 2*ps)
