@@ -2,7 +2,9 @@ package journal
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -292,4 +294,47 @@ func TestConcurrentSessionsSurviveCuts(t *testing.T) {
 		}
 		require.NoError(t, e.Close())
 	}
+}
+
+// TestMissingCheckpointIsDamage: the log alone does not say what was before it.
+func TestMissingCheckpointIsDamage(t *testing.T) {
+	disk := vfs.NewMem(1)
+	o := Options{FS: disk, SegmentSize: 64 << 10, CheckpointBytes: 32 << 10, HistoryCap: 128 << 10}
+	j, _, err := Open(context.Background(), o)
+	require.NoError(t, err)
+	e := &testExport{Journal: j, t: t, fs: disk}
+	for i := range 2000 {
+		e.must(&proto.SetAttr{ID: proto.RootID, Mask: proto.SetMtime, Mtime: proto.Time(i)})
+	}
+	require.Greater(t, e.log.Oldest(), proto.LSN(1))
+	require.NoError(t, e.Close())
+	root, err := disk.Root()
+	require.NoError(t, err)
+	cage, err := root.OpenDir(DirName)
+	require.NoError(t, err)
+	require.NoError(t, cage.Remove(checkpointName))
+	_, _, err = Open(context.Background(), o)
+	require.Equal(t, status.Damaged, status.Of(err), "%v", err)
+}
+
+// FuzzCheckpoint: no bytes make the decoder panic or allocate without end.
+func FuzzCheckpoint(f *testing.F) {
+	ck := &checkpointData{lsn: 7, clients: map[uint32]string{1: "c"}, sessions: map[proto.SessionID]*session{9: newSession(1, "k")},
+		nodes: []*node{{id: 5, typ: proto.ModeDir, names: []place{{1, "n"}}, graves: []proto.LSN{3}}}}
+	f.Add(encodeCheckpoint(ck))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 4 { // the sum would hide the rest
+			b = append(b[:len(b)-4:len(b)-4], sumOf(b[:len(b)-4])...)
+		}
+		if ck, err := decodeCheckpoint(b); err == nil {
+			again, err := decodeCheckpoint(encodeCheckpoint(ck))
+			require.NoError(t, err)
+			require.Equal(t, ck, again)
+		}
+	})
+}
+
+func sumOf(b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli))
 }

@@ -130,6 +130,9 @@ func (j *Journal) start(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	if oldest := j.log.Oldest(); ck.lsn+1 < oldest {
+		return nil, status.Newf(status.Damaged, "open journal", DirName, "the checkpoint is of record %d, the log begins with %d: what is between is missing", ck.lsn, oldest)
+	}
 	j.hist = newHistory(j.log)
 	return j.recover(ctx, ck)
 }
