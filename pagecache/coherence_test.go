@@ -27,6 +27,28 @@ func TestOpenAgain(t *testing.T) {
 			attr, _ := x.s.attr(id)
 			x.f.Own(attr, 1)
 		}, true, other, false},
+		{"changed by us, told that it was written", func(x *fixture) {
+			x.write(0, other)
+			x.s.drain()
+			attr, _ := x.s.attr(id)
+			x.c.Written(id, attr.Change)
+		}, true, other, false},
+		{"changed by others, told, then by us, told that it was written", func(x *fixture) {
+			foreign := x.s.foreign(id, 0, other)
+			x.write(0, other[:ps])
+			x.s.drain()
+			attr, _ := x.s.attr(id)
+			x.c.Changed(id, foreign.Change)
+			x.c.Written(id, attr.Change)
+		}, false, other, true},
+		{"reset hides a change before ours that we are told was written", func(x *fixture) {
+			x.s.foreign(id, 0, other)
+			x.write(0, other[:ps])
+			x.s.drain()
+			x.c.Reset()
+			attr, _ := x.s.attr(id)
+			x.c.Written(id, attr.Change)
+		}, false, other, true},
 		{"reset, unchanged", func(x *fixture) { x.c.Reset() }, true, data, false},
 		{"reset, changed", func(x *fixture) { x.s.foreign(id, 0, other); x.c.Reset() }, false, other, true},
 		{"reset hides a change before ours", func(x *fixture) {
