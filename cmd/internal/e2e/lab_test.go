@@ -92,12 +92,8 @@ func janitor(root string) int {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	points := mountsBelow(root)
-	slices.Reverse(points)
-	for _, p := range points {
-		left("mount on %s", p)
-		unix.Unmount(p, unix.MNT_DETACH)
-	}
+	// First, while the files can be told by their names: a device in use is
+	// detached when it is not any more.
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(b), root+"/") {
@@ -105,6 +101,12 @@ func janitor(root string) int {
 			left("%s on %s", dev, strings.TrimSpace(string(b)))
 			exec.Command("losetup", "-d", dev).Run()
 		}
+	}
+	points := mountsBelow(root)
+	slices.Reverse(points)
+	for _, p := range points {
+		left("mount on %s", p)
+		unix.Unmount(p, unix.MNT_DETACH)
 	}
 	if err := os.RemoveAll(root); err != nil {
 		left("%v", err)
