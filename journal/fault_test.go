@@ -223,6 +223,11 @@ func TestHistoryStaysBelowItsCap(t *testing.T) {
 		e.file(proto.RootID, "f", fmt.Sprint(i, strings.Repeat(".", 500)))
 		e.must(&proto.Remove{Dir: proto.RootID, Name: "f"})
 	}
+	killed, _ := openOn(t, disk.Clone())
+	defer killed.Close()
+	rep, err := killed.Verify(t.Context(), true)
+	require.NoError(t, err)
+	require.Empty(t, rep.Problems, "graves that went after the last checkpoint are forgotten")
 	require.NoError(t, e.Close())
 	e, _ = openOn(t, disk)
 	defer e.Close()

@@ -49,6 +49,9 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 		parked: map[vfs.Ident][]string{}}
 	defer r.closeDirs()
 	r.loadState()
+	if err := r.forgetPruned(); err != nil {
+		return nil, err
+	}
 	if err := r.readLog(); err != nil {
 		return nil, err
 	}
@@ -93,6 +96,28 @@ func (r *recovery) loadState() {
 			t.nameLocked(n, p)
 		}
 	}
+}
+
+// forgetPruned drops the graves that went with old history after the checkpoint.
+func (r *recovery) forgetPruned() error {
+	t, oldest := r.j.tree, r.j.log.Oldest()
+	for _, id := range sortedIDs(t.nodes) {
+		n, ok := t.get(id)
+		if !ok {
+			continue
+		}
+		for _, g := range n.graves {
+			if g >= oldest {
+				continue
+			}
+			if _, err := t.grave.Stat(graveName(g)); notThere(err) {
+				t.dropGrave(id, g)
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // readLog scans what history is kept: all of it for the index, what is after the
@@ -152,6 +177,8 @@ func (r *recovery) state(rec *record.Record) {
 	case record.IDs:
 		j.idLimit = max(j.idLimit, proto.FileID(rec.Upto))
 		j.nextID = j.idLimit
+	case record.Prune:
+		r.j.horizon.Store(uint64(rec.Upto))
 	case record.Boot:
 		r.ck.boot = max(r.ck.boot, uint32(rec.Count))
 	}
