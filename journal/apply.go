@@ -115,12 +115,26 @@ func (j *Journal) look(r *record.Record) {
 		}
 		if _, info, err := j.tree.stat(id); err == nil {
 			j.tree.seen(id, info.Ctime, r.LSN)
+			j.countGrave(r, id, int64(info.Blocks)*512)
 		}
 	}
 	if r.Dir != 0 && r.Dir == r.NewDir {
 		if _, info, err := j.tree.stat(r.Dir); err == nil {
 			j.tree.seen(r.Dir, info.Ctime, r.LSN)
 		}
+	}
+}
+
+// countGrave keeps the sum of what graves take, about: what a directory took
+// along is not looked at.
+func (j *Journal) countGrave(r *record.Record, id proto.FileID, bytes int64) {
+	switch {
+	case r.Kind == record.Remove && id == r.ID, r.Kind == record.Rename && id == r.Victim && r.Flag&record.FlagExchange == 0:
+		j.graves.bytes.Add(bytes)
+	case r.Kind == record.Restore && id == r.ID:
+		j.graves.bytes.Add(-bytes)
+	case r.Kind == record.Truncate && r.Flag&record.FlagGraveImage != 0:
+		j.graves.bytes.Add(int64(r.OldSize - r.NewSize))
 	}
 }
 

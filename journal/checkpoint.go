@@ -51,6 +51,15 @@ func (j *Journal) checkpointDue() bool {
 	return time.Since(j.ckpt.at) >= checkpointInterval && j.log.Durable() > j.ckpt.seen
 }
 
+// shortOfSpace reports whether a checkpoint is due so that history can give way.
+func (j *Journal) shortOfSpace() bool {
+	if j.failedErr() != nil || j.log.Durable() <= j.ckpt.seen {
+		return false
+	}
+	st, err := j.opts.FS.StatFS()
+	return err == nil && st.BlocksAvail < st.Blocks/minFree
+}
+
 func (j *Journal) logBytes() (n int64) {
 	for _, s := range j.log.Segments() {
 		n += s.Bytes
@@ -151,6 +160,7 @@ type checkpointData struct {
 	nextID   proto.FileID
 	clients  map[uint32]string
 	sessions map[proto.SessionID]*session
+	lost     lost
 	nodes    []*node
 }
 
@@ -180,6 +190,7 @@ func (j *Journal) snapshotLocked() *checkpointData {
 		}
 		ck.sessions[id] = c
 	}
+	ck.lost = j.lost.clone()
 	j.adoptMu.Lock()
 	ck.nextID = j.idLimit
 	j.adoptMu.Unlock()
@@ -274,6 +285,13 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 			num(uint64(g))
 		}
 	}
+	num(uint64(len(ck.lost)))
+	for id, spans := range ck.lost {
+		num(uint64(id), uint64(len(spans)))
+		for _, s := range spans {
+			num(uint64(s.from), uint64(s.to), uint64(s.session), uint64(s.seq))
+		}
+	}
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
@@ -341,7 +359,7 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 	}
 	ck := &checkpointData{lsn: proto.LSN(d.num()), boot: uint32(d.num()), clean: d.num() == 1, fs: d.num(),
 		cage: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, nextID: proto.FileID(d.num()),
-		clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}}
+		clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}, lost: lost{}}
 	for range d.count() {
 		n := uint32(d.num())
 		ck.clients[n] = d.str()
@@ -369,6 +387,13 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 			n.graves = append(n.graves, proto.LSN(d.num()))
 		}
 		ck.nodes = append(ck.nodes, n)
+	}
+	for range d.count() {
+		id := proto.FileID(d.num())
+		for range d.count() {
+			ck.lost[id] = append(ck.lost[id], lostSpan{span: span{int64(d.num()), int64(d.num())},
+				session: proto.SessionID(d.num()), seq: proto.Seq(d.num())})
+		}
 	}
 	if d.failed || len(d.b) > 0 {
 		return nil, damaged

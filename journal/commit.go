@@ -294,6 +294,7 @@ func (j *Journal) commitLoop() {
 	defer timer.Stop()
 	var running *unfinished // a checkpoint on its way
 	ended := make(chan error, 1)
+	short := false
 	end := func(err error) {
 		if err != nil {
 			j.fail(err)
@@ -306,6 +307,7 @@ func (j *Journal) commitLoop() {
 		select {
 		case <-j.wake:
 		case <-timer.C:
+			short = j.shortOfSpace()
 		case err := <-ended:
 			end(err)
 			continue
@@ -317,7 +319,8 @@ func (j *Journal) commitLoop() {
 			return
 		}
 		j.commitBatch()
-		if running == nil && j.checkpointDue() {
+		if running == nil && (j.checkpointDue() || short) {
+			short = false
 			c, err := j.beginCheckpoint(false)
 			if err != nil {
 				j.fail(err)
@@ -449,6 +452,9 @@ func (j *Journal) done(p *pending, lsn proto.LSN) {
 	j.planMu.Lock()
 	for _, r := range p.recs {
 		j.busy.drop(r)
+		if p.err == nil {
+			j.lost.follow(r, nil)
+		}
 	}
 	j.sessionDone(p)
 	j.planMu.Unlock()

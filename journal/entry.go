@@ -23,7 +23,7 @@ type Query struct {
 // as they were. The server's own records are shown only when asked for by number.
 // Errors: status.NotFound (a path that never was, a record to come), NoHistory.
 func (j *Journal) Entries(q Query) (entries []proto.Entry, more bool, oldest proto.LSN, err error) {
-	oldest = j.log.Oldest()
+	oldest = j.oldest()
 	l := lister{j: j, q: q, oldest: oldest, paths: newPaths(j)}
 	if q.LSN != 0 {
 		err = l.one(q.LSN)
@@ -41,7 +41,7 @@ func (j *Journal) Entries(q Query) (entries []proto.Entry, more bool, oldest pro
 // Newest calls f with the newest records that happened under a file or tree (0:
 // everywhere), from the newest on, until it returns false.
 func (j *Journal) Newest(scope proto.FileID, f func(*record.Record) (bool, error)) error {
-	l := lister{j: j, oldest: j.log.Oldest(), scope: scope, paths: newPaths(j)}
+	l := lister{j: j, oldest: j.oldest(), scope: scope, paths: newPaths(j)}
 	return l.each(func(r *record.Record) (bool, error) { return f(r) })
 }
 

@@ -26,7 +26,7 @@ func (j *Journal) Moment(m proto.Moment) (proto.LSN, proto.Time, error) {
 }
 
 func (j *Journal) momentLSN(m proto.Moment) (proto.LSN, error) {
-	newest, oldest := j.appliedLSN(), j.log.Oldest()
+	newest, oldest := j.appliedLSN(), j.oldest()
 	switch m.Kind {
 	case proto.MomentNow:
 		return newest, nil

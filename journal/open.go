@@ -35,6 +35,7 @@ type core struct {
 	loose    map[proto.FileID]*loose
 	images   map[proto.FileID]preparedImage
 	sessions map[proto.SessionID]*session
+	lost     lost
 	clients  map[uint32]string
 	clientNo map[string]uint32
 
@@ -54,6 +55,7 @@ type core struct {
 	holdMu sync.Mutex
 	holds  map[proto.FileID]int
 
+	horizon    atomic.Uint64 // LSN below which history was given up
 	looseBytes atomic.Int64  // that became loose since the last checkpoint
 	imageNo    atomic.Uint64 // names of prepared images
 
@@ -62,7 +64,11 @@ type core struct {
 	idLimit proto.FileID // numbers below it are promised durably; guarded by adoptMu
 
 	// Owned by the commit loop.
-	ckpt    checkpointState
+	ckpt   checkpointState
+	graves struct {
+		bytes atomic.Int64 // what they take, about
+		at    time.Time    // of the last count; owned by the checkpoint on its way
+	}
 	written int64 // log bytes committed since the start
 
 	wake     chan struct{}
@@ -80,7 +86,7 @@ func open(ctx context.Context, o Options) (*Journal, *Report, error) {
 	}
 	j := &Journal{core{
 		opts: o, busy: newBusy(), loose: map[proto.FileID]*loose{}, images: map[proto.FileID]preparedImage{},
-		sessions: map[proto.SessionID]*session{}, clients: map[uint32]string{}, clientNo: map[string]uint32{},
+		sessions: map[proto.SessionID]*session{}, lost: lost{}, clients: map[uint32]string{}, clientNo: map[string]uint32{},
 		holds: map[proto.FileID]int{},
 		wake:  make(chan struct{}, 1), stop: make(chan struct{}), loopDone: make(chan struct{}),
 	}}

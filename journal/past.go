@@ -75,7 +75,7 @@ func (j *Journal) Without(recs []proto.LSN) *Past {
 
 // kept reports whether all records that the state needs are still there.
 func (p *Past) kept() error {
-	if oldest := p.j.log.Oldest(); p.lsn+1 < oldest {
+	if oldest := p.j.oldest(); p.lsn+1 < oldest {
 		return status.Newf(status.NoHistory, "", "history", "record %d is older than what is kept, which begins with %d", p.lsn, oldest)
 	}
 	return nil
@@ -250,7 +250,9 @@ func (p *Past) attrOf(id proto.FileID, info vfs.Info) (proto.Attr, error) {
 		p.dirAttrs(&a, info, b, d)
 		changed = changed || d.read.n > 0
 	} else {
-		a.Nlink = uint32(max(0, int(a.Nlink)-namesAdded(names, id)))
+		if a.Nlink, err = p.nlink(id, info, names); err != nil {
+			return a, err
+		}
 	}
 	if changed && p.only == nil {
 		a.Change = p.j.hist.newest(id, p.lsn)
@@ -272,6 +274,44 @@ func (p *Past) dirAttrs(a *proto.Attr, info vfs.Info, b *fileBefore, d *dirBefor
 		n-- // the journal's own directory
 	}
 	a.Nlink = uint32(max(2, n))
+}
+
+// nlink counts the names of a file then, of several those in removed directories not.
+func (p *Past) nlink(id proto.FileID, info vfs.Info, changes []*record.Record) (uint32, error) {
+	n, _ := p.j.tree.get(id)
+	count := int(info.Nlink) - len(n.graves) - namesAdded(changes, id)
+	if count < 2 {
+		return uint32(max(0, count)), nil
+	}
+	places := placesBefore(n.names, changes, id)
+	if len(places) < 2 {
+		return uint32(count), nil
+	}
+	for _, at := range places {
+		in, err := p.inTree(at.dir)
+		if err != nil {
+			return 0, err
+		}
+		if !in {
+			count--
+		}
+	}
+	return uint32(max(0, count)), nil
+}
+
+// inTree reports whether a directory hung below the root then.
+func (p *Past) inTree(dir proto.FileID) (bool, error) {
+	for range maxDepth {
+		if dir == proto.RootID {
+			return true, nil
+		}
+		up, err := p.placesThen(dir)
+		if err != nil || len(up) == 0 {
+			return false, err
+		}
+		dir = up[0].dir
+	}
+	return false, nil
 }
 
 // namesAdded counts the names that records gave a file, less those they took.

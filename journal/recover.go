@@ -49,10 +49,10 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 		parked: map[vfs.Ident][]string{}}
 	defer r.closeDirs()
 	r.loadState()
-	if err := r.forgetPruned(); err != nil {
+	if err := r.readLog(); err != nil {
 		return nil, err
 	}
-	if err := r.readLog(); err != nil {
+	if err := r.forgetPruned(); err != nil {
 		return nil, err
 	}
 	r.report.Last = j.log.Last()
@@ -80,6 +80,9 @@ func (r *recovery) loadState() {
 	if j.sessions == nil {
 		j.sessions = map[proto.SessionID]*session{}
 	}
+	for id, spans := range r.ck.lost {
+		j.lost[id] = spans
+	}
 	for n, name := range r.ck.clients {
 		j.setClient(n, name)
 	}
@@ -100,7 +103,8 @@ func (r *recovery) loadState() {
 
 // forgetPruned drops the graves that went with old history after the checkpoint.
 func (r *recovery) forgetPruned() error {
-	t, oldest := r.j.tree, r.j.log.Oldest()
+	t, oldest := r.j.tree, r.j.oldest()
+	r.j.hist.forget(oldest)
 	for _, id := range sortedIDs(t.nodes) {
 		n, ok := t.get(id)
 		if !ok {
@@ -137,6 +141,8 @@ func (r *recovery) readLog() error {
 			r.state(rec)
 		}
 		switch {
+		case rec.Kind == record.Prune:
+			j.horizon.Store(uint64(rec.Upto))
 		case rec.Kind == record.Begin:
 			txn = []*record.Record{rec}
 		case rec.Kind == record.Cancel:
@@ -177,8 +183,6 @@ func (r *recovery) state(rec *record.Record) {
 	case record.IDs:
 		j.idLimit = max(j.idLimit, proto.FileID(rec.Upto))
 		j.nextID = j.idLimit
-	case record.Prune:
-		r.j.horizon.Store(uint64(rec.Upto))
 	case record.Boot:
 		r.ck.boot = max(r.ck.boot, uint32(rec.Count))
 	}
@@ -222,6 +226,7 @@ func (r *recovery) finish() error {
 	}
 	j.applied = boot.LSN
 	j.appended = boot.LSN
+	j.lost.forget(j.sessions, j.tree.table)
 	return j.checkpoint(false)
 }
 

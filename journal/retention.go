@@ -1,8 +1,11 @@
 package journal
 
 import (
+	"slices"
 	"strconv"
+	"time"
 
+	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 )
@@ -10,56 +13,115 @@ import (
 // minFree is the part of the file system that history leaves free: 1/minFree.
 const minFree = 20
 
-// prune drops the oldest history, a segment and its graves at a time, while the
-// log is above the cap or the file system nearly full. Records after needed, the
-// newest checkpoint's, stay. A start does not prune: clients first have to say
-// which removed files they hold open.
+// pruneStep is how many graves history gives up at a time.
+const pruneStep = 64
+
+// graveCount is how long a count of the graves' bytes serves; in between it is kept up to date about.
+const graveCount = 10 * time.Minute
+
+// oldest is the oldest record that history goes back to: states before it, less
+// one, are gone.
+func (j *Journal) oldest() proto.LSN {
+	return max(j.log.Oldest(), proto.LSN(j.horizon.Load()))
+}
+
+// prune gives up the oldest history while it takes more than its cap or the file
+// system is nearly full: graves oldest first, segments when all their records
+// are given up. Records after needed, the newest checkpoint's, stay. A start does
+// not prune: clients first have to say which removed files they hold open.
 func (j *Journal) prune(needed proto.LSN) error {
+	var graves []proto.LSN // ascending; nil: not looked at
 	for {
-		segs := j.log.Segments()
-		if len(segs) < 2 || segs[1].First > needed {
+		full, err := j.overfull()
+		if err != nil || !full {
+			return err
+		}
+		if graves == nil {
+			if graves, err = j.graveList(); err != nil {
+				return err
+			}
+		}
+		upto := j.nextToGo(graves, needed)
+		if upto == 0 {
 			return nil
 		}
-		st, err := j.opts.FS.StatFS()
-		if err != nil {
+		i, _ := slices.BinarySearch(graves, upto)
+		if err := j.giveUp(upto, graves[:i]); err != nil {
 			return err
 		}
-		if j.logBytes() <= j.cap && st.BlocksAvail >= st.Blocks/minFree {
-			return nil
-		}
-		oldest := segs[1].First
-		if err := j.log.Drop(oldest); err != nil {
-			return err
-		}
-		j.hist.forget(oldest)
-		if err := j.emptyGraves(oldest); err != nil {
-			return err
-		}
-		j.opts.Log.Info().Uint64("oldest", uint64(oldest)).Msg("history is full: dropped the oldest segment")
+		graves = graves[i:]
 	}
 }
 
-// emptyGraves removes the graves of records below oldest, but for files that a session holds.
-func (j *Journal) emptyGraves(oldest proto.LSN) error {
-	var names []string
+// overfull reports whether history has to give something up.
+func (j *Journal) overfull() (bool, error) {
+	st, err := j.opts.FS.StatFS()
+	if err != nil {
+		return false, err
+	}
+	if st.BlocksAvail < st.Blocks/minFree {
+		return true, nil
+	}
+	if time.Since(j.graves.at) >= graveCount {
+		var u UsageReport
+		if err := u.addGraves(j.tree.grave); err != nil {
+			return false, err
+		}
+		j.graves.bytes.Store(int64(u.GraveBytes))
+		j.graves.at = time.Now()
+	}
+	return j.logBytes()+j.graves.bytes.Load() > j.cap, nil
+}
+
+// nextToGo is the record below which history is given up next, 0 if nothing can go.
+func (j *Journal) nextToGo(graves []proto.LSN, needed proto.LSN) proto.LSN {
+	var upto proto.LSN
+	if segs := j.log.Segments(); len(segs) > 1 && segs[1].First <= needed {
+		upto = segs[1].First
+	}
+	if n := min(pruneStep, len(graves)); n > 0 && graves[n-1] < needed {
+		if g := graves[n-1] + 1; upto == 0 || g < upto {
+			upto = g
+		}
+	}
+	return upto
+}
+
+// giveUp ends history at a record, on record, then removes what only it needed.
+func (j *Journal) giveUp(upto proto.LSN, graves []proto.LSN) error {
+	if upto > j.oldest() { // not only what a session held open before
+		if err := j.log.AppendReserved(&record.Record{Kind: record.Prune, Upto: upto}); err != nil {
+			return err
+		}
+		if err := j.log.Commit(); err != nil {
+			return err
+		}
+		j.horizon.Store(uint64(upto))
+		j.hist.forget(upto)
+	}
+	for _, lsn := range graves {
+		if err := j.emptyGrave(graveName(lsn), lsn); err != nil {
+			return err
+		}
+	}
+	j.opts.Log.Info().Uint64("oldest", uint64(upto)).Int("graves", len(graves)).Msg("history is full: gave up the oldest")
+	return j.log.Drop(upto)
+}
+
+// graveList is what the graves are named, in order.
+func (j *Journal) graveList() ([]proto.LSN, error) {
+	graves := []proto.LSN{}
 	err := j.tree.grave.ReadDir(0, func(name string, _ uint64, _ uint32, _ uint64) bool {
-		if lsn, err := strconv.ParseUint(name, 10, 64); err == nil && proto.LSN(lsn) < oldest {
-			names = append(names, name)
+		if lsn, err := strconv.ParseUint(name, 10, 64); err == nil {
+			graves = append(graves, proto.LSN(lsn))
 		}
 		return true
 	})
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		lsn, _ := strconv.ParseUint(name, 10, 64)
-		if err := j.emptyGrave(name, proto.LSN(lsn)); err != nil {
-			return err
-		}
-	}
-	return nil
+	slices.Sort(graves)
+	return graves, err
 }
 
+// emptyGrave removes a grave, unless a session holds the file open.
 func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 	j.viewMu.Lock()
 	defer j.viewMu.Unlock()
@@ -79,6 +141,7 @@ func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 	if err := removeTree(j.tree.grave, name, info); err != nil {
 		return err
 	}
+	j.graves.bytes.Add(-int64(info.Blocks) * 512)
 	if id != 0 {
 		j.tree.dropGrave(id, lsn)
 	}

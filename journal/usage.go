@@ -14,7 +14,7 @@ type UsageReport struct {
 
 // Usage counts what history takes. It looks at every grave.
 func (j *Journal) Usage() (UsageReport, error) {
-	u := UsageReport{Oldest: j.log.Oldest(), Newest: j.appliedLSN(), LogBytes: uint64(j.logBytes()), CapBytes: uint64(j.cap)}
+	u := UsageReport{Oldest: j.oldest(), Newest: j.appliedLSN(), LogBytes: uint64(j.logBytes()), CapBytes: uint64(j.cap)}
 	if u.Oldest <= u.Newest {
 		r, err := j.log.Read(u.Oldest, false)
 		if err != nil {

@@ -81,7 +81,7 @@ func (j *Journal) verifyFile(id proto.FileID) (problems []string) {
 // verifyImages checks that the graves which hold cut off bytes are there.
 func (j *Journal) verifyImages(ctx context.Context) (problems []string, err error) {
 	var cuts []*record.Record
-	err = j.log.Scan(j.log.Oldest(), false, func(r *record.Record) error {
+	err = j.log.Scan(j.oldest(), false, func(r *record.Record) error {
 		if r.Kind == record.Truncate && r.Flag&record.FlagGraveImage != 0 {
 			cuts = append(cuts, r)
 		}
@@ -95,7 +95,7 @@ func (j *Journal) verifyImages(ctx context.Context) (problems []string, err erro
 		if happened, e := j.hist.read(r.LSN); happened == nil || e != nil {
 			continue
 		}
-		if _, e := j.tree.grave.Stat(graveName(r.LSN)); e != nil && r.LSN >= j.log.Oldest() {
+		if _, e := j.tree.grave.Stat(graveName(r.LSN)); e != nil && r.LSN >= j.oldest() {
 			problems = append(problems, fmt.Sprintf("bytes that record %d cut off: %v", r.LSN, e))
 		}
 	}

@@ -30,6 +30,7 @@ const (
 	Client                     // client number Count is Name
 	Session                    // a session of client number Client began (Count 1) or ended (Count 0); Value is its key's hash
 	Checkpoint                 // everything up to Upto is applied and durable in the tree
+	Prune                      // history below Upto is given up: its graves and segments may be gone
 
 	endKind // one more than the last
 )
