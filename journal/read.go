@@ -78,6 +78,9 @@ func (j *Journal) attrOf(id proto.FileID, info vfs.Info) proto.Attr {
 		a.Nlink = 0
 	case n.typ != proto.ModeDir:
 		a.Nlink -= min(a.Nlink, uint32(len(n.graves)))
+		if a.Nlink > 1 {
+			a.Nlink -= min(a.Nlink, j.tree.lost(n.names))
+		}
 	case id == proto.RootID && a.Nlink > 2:
 		a.Nlink-- // the journal's own directory
 	}

@@ -173,6 +173,19 @@ func (t *table) within(id, dir proto.FileID) bool {
 	return false
 }
 
+// lost counts names, of several, that are in removed directories.
+func (t *table) lost(names []place) (n uint32) {
+	if len(names) < 2 {
+		return 0
+	}
+	for _, at := range names {
+		if !t.within(at.dir, proto.RootID) {
+			n++
+		}
+	}
+	return n
+}
+
 // apply makes the table say what the tree says after a record. Recovery and
 // the live way share it: the table after a replay is the table before the crash.
 func (t *table) apply(r *record.Record) {
