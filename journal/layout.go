@@ -22,6 +22,8 @@ type extent struct {
 	lsn      proto.LSN // exLogged, exSums
 	img      int64     // exLogged: where its bytes begin in the record's images
 	sums     []uint32  // exSums: of each block
+	session  proto.SessionID
+	seq      proto.Seq
 }
 
 type extentKind uint8
@@ -97,7 +99,7 @@ func (l *layout) add(r *record.Record) {
 		}
 		pos := int64(0)
 		for _, p := range r.Pieces {
-			e := extent{from: int64(p.Off), to: int64(p.Off + p.Len), lsn: r.LSN}
+			e := extent{from: int64(p.Off), to: int64(p.Off + p.Len), lsn: r.LSN, session: r.Session, seq: r.Seq}
 			switch {
 			case p.Kind == record.PieceBlocks:
 				e.kind, e.sums = exSums, p.Sums
@@ -176,6 +178,7 @@ func (r *recovery) gather() *contents {
 				c.layouts[rec.ID] = &layout{size: -1}
 			}
 			l := c.layouts[rec.ID]
+			r.j.lost.follow(rec, l)
 			if l.size < 0 && (rec.Kind == record.Write || rec.Kind == record.Truncate) {
 				l.size = int64(rec.OldSize)
 			}
@@ -314,7 +317,13 @@ func (r *recovery) restoreContent(id proto.FileID, l *layout) error {
 			return err
 		}
 	}
-	return r.dropLost(id, h.file, l.size, lost)
+	if err := r.dropLost(id, h.file, l.size, lost); err != nil {
+		return err
+	}
+	for _, s := range lost {
+		r.j.lost.add(id, l, s)
+	}
+	return nil
 }
 
 // writeLogged writes the bytes that the log holds of an extent.

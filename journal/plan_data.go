@@ -93,6 +93,9 @@ func (j *Journal) planWrite(p *pending, op *proto.Write) error {
 	if n.typ != proto.ModeRegular {
 		return status.Invalid
 	}
+	if j.refills(p.sub) {
+		return j.planRefill(p, op, info)
+	}
 	a := infoAttr(op.ID, info)
 	if !p.sub.Opened {
 		if err := Access(&a, &p.sub.Ident, MayWrite); err != nil {

@@ -52,6 +52,9 @@ func (j *Journal) repeatedLocked(s *Submission) (*Ticket, bool, error) {
 		if r.code != status.OK {
 			return answered(proto.Result{LSN: r.lsn}, status.New(r.code, "", "")), true, nil
 		}
+		if j.refills(s) {
+			return nil, false, nil
+		}
 		res := proto.Result{LSN: r.lsn, ID: r.id}
 		if a, err := j.attr(r.id); err == nil {
 			res.Attr = a
@@ -140,6 +143,7 @@ func (j *Journal) closeSession(id proto.SessionID) error {
 		return nil
 	}
 	delete(j.sessions, id)
+	j.lost.forget(j.sessions, j.tree.table)
 	if err := j.usable(); err != nil {
 		return nil // a session nobody can use any more need not be recorded as closed
 	}

@@ -127,6 +127,9 @@ func (j *Journal) submitSync(ctx context.Context, s *Submission, op *proto.Sync)
 	if err := j.waitApplied(ctx, before); err != nil {
 		return nil, err
 	}
+	if err := j.reportLost(s, op); err != nil {
+		return answered(proto.Result{ID: op.ID}, err), nil
+	}
 	if !op.All {
 		return answered(proto.Result{ID: op.ID}, j.syncFile(ctx, op.ID)), nil
 	}
