@@ -37,6 +37,7 @@ type engine struct {
 	clear    map[place]proto.FileID      // names to take away before any is given, with what they lead to
 	keepTime map[proto.FileID]bool       // whose time of modification is left alone
 	inScope  func(dir proto.FileID) bool // whether a present directory is the scope's top; nil: everything is inside
+	top      map[place]bool              // present names at the scope's top
 	timed    func(dir proto.FileID) bool // whether a directory's time is to be as it was when its entries are
 
 	// Copies of files that live outside of the scope now have numbers above
@@ -55,7 +56,7 @@ type engine struct {
 
 func newEngine(ctx context.Context, j *journal.Journal, past *journal.Past) *engine {
 	return &engine{ctx: ctx, j: j, past: past,
-		want: map[place]proto.FileID{}, clear: map[place]proto.FileID{},
+		top: map[place]bool{}, want: map[place]proto.FileID{}, clear: map[place]proto.FileID{},
 		copyOf: map[proto.FileID]proto.FileID{}, made: map[proto.FileID]proto.FileID{},
 		parked: map[proto.FileID][]proto.LSN{}, used: map[proto.LSN]bool{},
 		copyAt: map[proto.FileID]place{}, from: map[proto.FileID]string{},
@@ -85,6 +86,14 @@ func (e *engine) where(dir proto.FileID) where {
 	}
 	e.at[dir] = w
 	return w
+}
+
+// placeIs tells where a present name is.
+func (e *engine) placeIs(p place) where {
+	if e.top[p] {
+		return inside
+	}
+	return e.where(p.Dir)
 }
 
 // occupant returns what is under a name now, 0 for nothing.

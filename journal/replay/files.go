@@ -75,7 +75,7 @@ func (e *engine) restoreFile(id proto.FileID, then *proto.Attr) error {
 // leaks refuses to change a file that has a name outside of the scope as well.
 func (e *engine) leaks(id proto.FileID, path string) error {
 	for _, q := range e.j.Places(id) {
-		if e.where(q.Dir) == outside {
+		if e.placeIs(q) == outside {
 			e.step(proto.PlanStep{Action: "conflict", Path: path, From: e.pathNow(q),
 				Detail: fmt.Sprintf("%s is the same file and would change as well", e.pathNow(q))})
 			return e.conflict()

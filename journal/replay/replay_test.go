@@ -39,7 +39,7 @@ func openExport(t testing.TB, disk *vfs.Mem) *export {
 	t.Helper()
 	now := proto.Time(1_000_000_000_000_000_000)
 	e := &export{t: t, disk: disk, now: &now, ident: proto.Ident{PGID: 1}}
-	j, _, err := journal.Open(context.Background(), journal.Options{FS: disk, SegmentSize: 1 << 20, CheckpointBytes: 256 << 10,
+	j, _, err := journal.Open(context.Background(), journal.Options{FS: disk, SegmentSize: 4 << 20, CheckpointBytes: 256 << 10,
 		HistoryCap: 1 << 40, Now: func() proto.Time { return *e.now }, Log: zerolog.Nop()})
 	require.NoError(t, err)
 	e.Journal = j

@@ -57,7 +57,7 @@ func clean(path string) string {
 }
 
 func (r *rollback) run(paths []string) error {
-	r.inScope, r.timed = r.top, r.wasIn
+	r.inScope, r.timed = r.isTop, r.wasIn
 	for _, p := range paths {
 		if err := r.addRoot(clean(p)); err != nil {
 			return err
@@ -84,8 +84,8 @@ func (r *rollback) run(paths []string) error {
 	return r.apply()
 }
 
-// top reports whether a present directory is at the top of the scope.
-func (r *rollback) top(dir proto.FileID) bool {
+// isTop reports whether a present directory is at the top of the scope.
+func (r *rollback) isTop(dir proto.FileID) bool {
 	if r.all && dir == proto.RootID {
 		return true
 	}
@@ -123,16 +123,6 @@ func (r *rollback) placeWasIn(p place) bool {
 		}
 	}
 	return r.wasIn(p.Dir)
-}
-
-// placeIs tells where a present name is.
-func (r *rollback) placeIs(p place) where {
-	for _, root := range r.roots {
-		if root.nowAt == p {
-			return inside
-		}
-	}
-	return r.where(p.Dir)
 }
 
 // addRoot finds what is and was at a path. Directories on the way that are not
@@ -182,6 +172,7 @@ func (r *rollback) addRoot(path string) error {
 		return status.New(status.NotFound, "", path)
 	}
 	r.roots = append(r.roots, root)
+	r.top[root.nowAt] = true
 	if root.then != root.now && (root.then != 0 || !r.keep) {
 		r.want[root.nowAt] = root.then
 	}
