@@ -22,7 +22,7 @@ const (
 	Adopt                      // the inode Inode under Dir/Name got the number ID; with FlagRecovered ID's inode is Inode now
 	Result                     // the operation failed with Status and changed nothing
 	Cancel                     // record Upto could not be applied (Status): it never happened
-	Begin                      // a transaction of Count records follows; Name says rollback, undo or redo, Value its arguments for people
+	Begin                      // a transaction of Count records follows; Name says rollback, undo or redo, Value its arguments: of an undo or redo the records that it takes back, ascending, as in "@12 @15..@20 @31"; a transaction stands there by its Begin record, a range for all changes in it
 	Commit                     // the transaction that began at Txn is complete
 	Label                      // Name is this moment
 	IDs                        // file numbers below Upto may be in use from now on

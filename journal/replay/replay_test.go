@@ -290,7 +290,7 @@ func seeds(t *testing.T, n int) []uint64 {
 // TestModel rolls a storm of changes back to random moments, undoes that, and
 // undoes the undo: each time the export is what it was then. Repeat with CAGE_SEED=n.
 func TestModel(t *testing.T) {
-	for _, seed := range seeds(t, 12) {
+	for _, seed := range seeds(t, 6) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 11))
 			e := openExport(t, vfs.NewMem(seed))

@@ -522,7 +522,7 @@ func TestEntriesShowWhatWasUndone(t *testing.T) {
 
 // TestManyFiles rolls the removal of a large tree back, record by record.
 func TestManyFiles(t *testing.T) {
-	files := 3000
+	files := 600
 	e := openExport(t, vfs.NewMem(1))
 	rng := rand.New(rand.NewPCG(1, 1))
 	var tree []string
