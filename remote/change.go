@@ -11,9 +11,9 @@ import (
 )
 
 // Do logs an operation and waits until it is applied. When ctx ends or patience
-// is lost first, the error is status.Interrupted or Timeout, and the operation
-// stays logged: it may still be applied. If it then fails, the error is sticky,
-// see TakeError.
+// is lost first, the error is status.Interrupted or Timeout. An operation that
+// was sent by then stays logged: it may still be applied, and if it then fails,
+// the error is sticky, see TakeError. One that was not never happens.
 func (s *Session) Do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Result, error) {
 	began := s.now()
 	var t *oplog.Ticket
@@ -129,10 +129,22 @@ func (s *Session) TakeError(id proto.FileID) error {
 	return s.log.TakeError(id)
 }
 
-// Sync waits until everything logged so far is applied and durable on the server.
+// Sync waits until everything logged so far is applied and durable on the
+// server. If that is so already, the server is not asked.
 func (s *Session) Sync(ctx context.Context, id proto.Ident) error {
-	_, err := s.Do(ctx, id, &proto.Sync{ID: proto.RootID, All: true})
-	return err
+	s.mu.Lock()
+	last, clean := s.log.Last(), s.log.Last() == s.synced
+	s.mu.Unlock()
+	if clean {
+		return nil
+	}
+	if _, err := s.Do(ctx, id, &proto.Sync{ID: proto.RootID, All: true}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.synced = max(s.synced, last+1) // the number of the Sync, if nothing came between; else there is more to sync
+	return nil
 }
 
 // answeredLocked gives a change its outcome.

@@ -56,18 +56,31 @@ func TestPatience(t *testing.T) {
 				seq, err := s.Log(ctx, who, write(5, 0, "kept"))
 				require.NoError(t, err, "accepted without a connection")
 
-				for what, call := range map[string]func() error{
-					"read":   func() error { return lookup(s, ctx) },
-					"change": func() error { _, err := s.Do(ctx, who, mkdir(time.Now().String())); return err },
-					"wait":   func() error { return s.Wait(ctx, seq) },
-				} {
-					start := time.Now()
-					err := call()
-					require.Equal(t, status.Timeout, status.Of(err), what)
-					require.Contains(t, err.Error(), tt.text, what)
-					require.Equal(t, patience, time.Since(start), what)
+				type outcome struct {
+					what string
+					err  error
+					took time.Duration
 				}
-				require.Equal(t, 2, s.Status().Unapplied)
+				outcomes := make(chan outcome)
+				calls := map[string]func() error{
+					"read":   func() error { return lookup(s, ctx) },
+					"change": func() error { _, err := s.Do(ctx, who, mkdir("d")); return err },
+					"wait":   func() error { return s.Wait(ctx, seq) },
+				}
+				for what, call := range calls {
+					go func() {
+						start := time.Now()
+						err := call()
+						outcomes <- outcome{what, err, time.Since(start)}
+					}()
+				}
+				for range calls {
+					o := <-outcomes
+					require.Equal(t, status.Timeout, status.Of(o.err), o.what)
+					require.Contains(t, o.err.Error(), tt.text, o.what)
+					require.Equal(t, patience, o.took, o.what)
+				}
+				require.Positive(t, s.Status().Unapplied, "the write; the change only if it was sent")
 				tt.heal(srv)
 				require.NoError(t, s.Sync(ctx, who))
 				require.Equal(t, "kept", string(srv.file(5)), "delivered, although nobody waits")
@@ -100,6 +113,7 @@ func TestHardWaitsUntilInterrupted(t *testing.T) {
 		srv := newServer(t, simnet.New(1), 0)
 		s := srv.dial(srv.options())
 		srv.stop()
+		synctest.Wait() // until that is known
 		ctx, cancel := context.WithCancel(ctx)
 		errs := make(chan error, 2)
 		go func() { errs <- lookup(s, ctx) }()
@@ -113,10 +127,56 @@ func TestHardWaitsUntilInterrupted(t *testing.T) {
 		require.Equal(t, status.Interrupted, status.Of(<-errs))
 		require.Equal(t, status.Interrupted, status.Of(<-errs))
 		require.Empty(t, s.queue, "the read is forgotten")
-		require.Equal(t, 1, s.Status().Unapplied, "the change is not")
+		require.Zero(t, s.Status().Unapplied, "so is the change, which was never sent")
 		srv.start()
 		require.NoError(t, s.Sync(context.Background(), who))
-		srv.set(func() { require.Len(t, srv.sessions[101].applied, 2) })
+		srv.set(func() { require.Empty(t, srv.sessions[101].applied) })
+	})
+}
+
+// Who asks of a server that has long been gone is not kept for the whole patience
+// again: a program that goes through a thousand files would take a day to fail.
+func TestAServerThatIsGoneFailsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newServer(t, simnet.New(1), 0)
+		o := srv.options()
+		o.Patience = 30 * time.Second
+		s := srv.dial(o)
+		srv.stop()
+		took := func() time.Duration {
+			began := time.Now()
+			require.Equal(t, status.Timeout, status.Of(lookup(s, ctx)))
+			return time.Since(began)
+		}
+		require.Equal(t, o.Patience, took())
+		time.Sleep(time.Second)
+		require.Equal(t, brief, took())
+		srv.start()
+		time.Sleep(2 * maxPause)
+		require.NoError(t, lookup(s, ctx))
+		srv.stop()
+		time.Sleep(time.Second)
+		require.Equal(t, o.Patience, took(), "it was there in between")
+	})
+}
+
+// A Sync with nothing new to sync needs no server.
+func TestSyncOfNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newServer(t, simnet.New(1), 0)
+		o := srv.options()
+		o.Patience = 5 * time.Second
+		s := srv.dial(o)
+		_, err := s.Do(ctx, who, mkdir("d"))
+		require.NoError(t, err)
+		require.NoError(t, s.Sync(ctx, who))
+		srv.stop()
+		require.NoError(t, s.Sync(ctx, who))
+		_, err = s.Log(ctx, who, write(5, 0, "x"))
+		require.NoError(t, err)
+		require.Equal(t, status.Timeout, status.Of(s.Sync(ctx, who)))
+		srv.start()
+		require.NoError(t, s.Sync(ctx, who))
 	})
 }
 

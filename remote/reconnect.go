@@ -16,6 +16,7 @@ const (
 	minPause = 50 * time.Millisecond
 	maxPause = 5 * time.Second
 	settled  = 5 * time.Second
+	askPause = 200 * time.Millisecond // while somebody waits for the server
 )
 
 // keepConnected replaces the main connection whenever it is lost, until the
@@ -47,14 +48,31 @@ var errClosedHere = errors.New("closed by this side")
 // reconnect tries until it has a connection, nil once the session ends.
 func (s *Session) reconnect(pause *time.Duration) *conn {
 	for {
-		select {
-		case <-time.After(*pause/2 + rand.N(*pause/2+1)):
-		case <-s.ctx.Done():
+		if !s.rest(*pause/2 + rand.N(*pause/2+1)) {
 			return nil
 		}
 		*pause = min(2**pause, maxPause)
 		if c := s.tryConnect(); c != nil {
 			return c
+		}
+	}
+}
+
+// rest pauses before an attempt to connect, no longer than askPause once
+// somebody asks. False: the session ends.
+func (s *Session) rest(pause time.Duration) bool {
+	asked := s.asked
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			return true
+		case <-asked:
+			asked = nil
+			timer.Reset(min(pause, askPause))
+		case <-s.ctx.Done():
+			return false
 		}
 	}
 }
@@ -131,6 +149,7 @@ func (s *Session) lostLocked() {
 func (s *Session) useLocked(c *conn, rep *wire.HelloRep) {
 	c.s = s
 	s.main = c
+	s.lost.Store(0)
 	s.ports = newPorts(s, rep.DataPorts)
 	c.runLocked()
 }
@@ -138,6 +157,7 @@ func (s *Session) useLocked(c *conn, rep *wire.HelloRep) {
 // disconnectedLocked says that the main connection is dead.
 func (s *Session) disconnectedLocked(c *conn, err error) {
 	s.main = nil
+	s.lost.Store(max(1, int64(s.now())))
 	s.log.Disconnected()
 	if s.state == Online {
 		s.setStateLocked(Reconnecting)

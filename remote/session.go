@@ -83,9 +83,11 @@ type Session struct {
 	ended   chan struct{} // closed when nothing is answered any more
 	closed  chan struct{} // closed when Close is through
 	upcalls *upcalls
+	asked   chan struct{} // holds one: somebody waits for a server that is gone
 
 	// Atomic.
 	heard atomic.Int64 // when the server last gave a sign of life, in ns since began
+	lost  atomic.Int64 // when the main connection was lost, in ns since began; 0 while there is one
 
 	wg      sync.WaitGroup // all goroutines
 	buffers sync.Pool      // of *[]byte: payloads of replies
@@ -102,6 +104,7 @@ type Session struct {
 	id       proto.SessionID // 0: the next connection asks for a new session
 	boot     uint32          // start of the server
 	log      *oplog.Log
+	synced   proto.Seq     // all up to it is durable on the server
 	lighter  chan struct{} // closed and replaced when the log gets an answer
 	queue    []*call       // for the main connection, in order
 	main     *conn         // nil while there is none
@@ -113,7 +116,7 @@ func newSession(o Options, rep wire.HelloRep) *Session {
 	s := &Session{
 		o: o, first: rep, began: time.Now(), ended: make(chan struct{}), closed: make(chan struct{}),
 		state: Online, since: time.Now(), log: oplog.New(), lighter: make(chan struct{}),
-		opens: map[proto.FileID]*open{},
+		opens: map[proto.FileID]*open{}, asked: make(chan struct{}, 1),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.upcalls = newUpcalls(&s.o)
@@ -134,6 +137,12 @@ func await[T any](ctx context.Context, s *Session, ch <-chan T, began time.Durat
 	var none T
 	var timer *time.Timer
 	var expired <-chan time.Time
+	if s.lost.Load() != 0 {
+		select {
+		case s.asked <- struct{}{}:
+		default:
+		}
+	}
 	if s.o.Patience > 0 {
 		timer = time.NewTimer(s.patienceLeft(began))
 		defer timer.Stop()
@@ -157,8 +166,17 @@ func await[T any](ctx context.Context, s *Session, ch <-chan T, began time.Durat
 	}
 }
 
+// brief is the patience with a server that was gone for the whole patience
+// before the call began: everybody has been told, and a program that asks for a
+// thousand files is to fail before night.
+const brief = time.Second
+
 func (s *Session) patienceLeft(began time.Duration) time.Duration {
-	return max(began, time.Duration(s.heard.Load())) + s.o.Patience - s.now()
+	patience := s.o.Patience
+	if lost := time.Duration(s.lost.Load()); lost != 0 && began-lost >= patience {
+		patience = min(patience, brief)
+	}
+	return max(began, time.Duration(s.heard.Load())) + patience - s.now()
 }
 
 // timeout is the error of a call that has waited long enough.

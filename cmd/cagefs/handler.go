@@ -57,19 +57,29 @@ func (d *daemon) undelivered(err error) error {
 	if s.Unapplied == 0 {
 		return err
 	}
-	return status.Newf(status.Of(err), "", "", "%d changes (%s of data) are not delivered: %w", s.Unapplied, cli.Size(s.Bytes).Short(), err)
+	what := "changes are"
+	if s.Unapplied == 1 {
+		what = "change is"
+	}
+	return status.Newf(status.Of(err), "", "", "%d %s not delivered (%s of data): %w", s.Unapplied, what, cli.Size(s.Bytes).Short(), err)
 }
 
 // Umount implements control.Handler: nothing is unmounted that was not
-// delivered. What comes after the unmounting (Mounted.Wait returns, the session
-// ends) is not cut short when the client goes away.
+// delivered. Where all is delivered, a server that does not answer or cannot make
+// it durable keeps nobody: staying mounted would mend nothing. What comes after
+// the unmounting (Mounted.Wait returns, the session ends) is not cut short when
+// the client goes away.
 func (d *daemon) Umount(ctx context.Context) error {
-	if err := d.Sync(ctx); err != nil {
-		return fmt.Errorf("still mounted: %w", err)
+	failed := d.Sync(ctx)
+	if failed != nil && (ctx.Err() != nil || d.session.Status().Unapplied > 0) {
+		return fmt.Errorf("still mounted: %w", failed)
 	}
 	if err := d.mount.Load().Unmount(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
 	<-d.finished
+	if d.result == nil && failed != nil {
+		return fmt.Errorf("unmounted, but: %w", failed)
+	}
 	return d.result
 }

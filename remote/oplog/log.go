@@ -42,6 +42,8 @@ type entry struct {
 	logged   bool     // appended by Append, not by AppendWaited: nobody expects the answer
 	answered bool
 	ticket   *Ticket // of those who wait; may be nil
+
+	withdrawn bool // see Leave; whoever waits no longer does
 }
 
 // Log is a session's operation log. Its owner guards it: no method may be
@@ -55,6 +57,7 @@ type Log struct {
 	base    proto.Seq // numbers of sessions that the server lost: wire number = number − base
 
 	unanswered    int
+	syncs         int   // of unanswered
 	bytes         int64 // of new data, in unanswered entries
 	inFlight      int   // sent on this connection and not answered
 	inFlightBytes int64
@@ -84,9 +87,17 @@ func (l *Log) AppendWaited(id proto.Ident, op proto.Op) *Ticket {
 func (l *Log) append(id proto.Ident, op proto.Op, logged bool) proto.Seq {
 	op, n := own(op)
 	l.entries = append(l.entries, entry{ident: l.ownIdent(id), op: op, bytes: n, logged: logged})
-	l.unanswered++
-	l.bytes += int64(n)
+	l.count(&l.entries[len(l.entries)-1], 1)
 	return l.Last()
+}
+
+// count adds an unanswered entry to the sums, or takes it away.
+func (l *Log) count(e *entry, sign int) {
+	l.unanswered += sign
+	l.bytes += int64(sign * e.bytes)
+	if _, ok := e.op.(*proto.Sync); ok {
+		l.syncs += sign
+	}
 }
 
 // join adds w to the last entry if it may.
@@ -154,9 +165,8 @@ func (l *Log) settle(seq proto.Seq, e *entry, res proto.Result, err error) (Fail
 	f := Failure{Seq: seq, ID: fileOf(e.op), Err: err}
 	waited := e.ticket != nil && e.ticket.waiters > 0
 	sticky := err != nil && (e.logged || !waited)
+	l.count(e, -1)
 	e.answered, e.op, e.ident = true, nil, proto.Ident{}
-	l.unanswered--
-	l.bytes -= int64(e.bytes)
 	if err != nil {
 		l.failures.add(f, sticky)
 	}
@@ -239,8 +249,9 @@ func (l *Log) Acked() proto.Seq { return l.acked }
 // WireAcked is Acked as the server's present session counts.
 func (l *Log) WireAcked() proto.Seq { return l.acked - l.base }
 
-// Unanswered counts the operations without an outcome, and their bytes of new data.
-func (l *Log) Unanswered() (ops int, bytes int64) { return l.unanswered, l.bytes }
+// Unanswered counts the changes without an outcome, and their bytes of new
+// data. A Sync changes nothing.
+func (l *Log) Unanswered() (ops int, bytes int64) { return l.unanswered - l.syncs, l.bytes }
 
 // Weight is about what the unanswered operations take of memory.
 func (l *Log) Weight() int64 { return l.bytes + int64(l.unanswered)*overhead }

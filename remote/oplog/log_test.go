@@ -206,6 +206,74 @@ func TestTickets(t *testing.T) {
 	require.NoError(t, l.TakeError(5), "told once")
 }
 
+func TestWithdrawn(t *testing.T) {
+	mkdir := func(name string) proto.Op { return &proto.Make{Dir: 1, Name: name} }
+	owed := func(l *Log) int { n, _ := l.Unanswered(); return n }
+
+	t.Run("at the end, in any order", func(t *testing.T) {
+		l := New()
+		a, b := l.AppendWaited(alice, mkdir("a")), l.AppendWaited(alice, mkdir("b"))
+		l.Leave(a)
+		l.Leave(b)
+		require.Zero(t, owed(l))
+		require.Zero(t, l.Weight())
+		require.Zero(t, l.Last())
+		_, ok := l.Next(9, 1<<20)
+		require.False(t, ok)
+	})
+	t.Run("before others", func(t *testing.T) {
+		l := New()
+		a := l.AppendWaited(alice, mkdir("a"))
+		l.Append(alice, write(5, 0, "x"))
+		l.Leave(a)
+		require.Equal(t, 1, owed(l), "the write")
+		e, ok := l.Next(9, 1<<20)
+		require.True(t, ok)
+		require.Equal(t, &proto.Sync{ID: proto.RootID}, e.Op, "nothing happens in its place")
+		require.EqualValues(t, 1, e.Wire)
+		e, ok = l.Next(9, 1<<20)
+		require.True(t, ok)
+		require.EqualValues(t, 2, e.Wire)
+		require.IsType(t, &proto.Write{}, e.Op)
+	})
+	t.Run("not while somebody waits", func(t *testing.T) {
+		l := New()
+		a := l.AppendWaited(alice, mkdir("a"))
+		l.Watch(a.Seq)
+		l.Leave(a)
+		require.Equal(t, 1, owed(l))
+	})
+	t.Run("not once it was sent", func(t *testing.T) {
+		l := New()
+		a := l.AppendWaited(alice, mkdir("a"))
+		sendAll(l)
+		l.Disconnected()
+		l.Leave(a)
+		require.Equal(t, 1, owed(l))
+		e, ok := l.Next(9, 1<<20)
+		require.True(t, ok)
+		require.IsType(t, &proto.Make{}, e.Op)
+	})
+	t.Run("not what was logged", func(t *testing.T) {
+		l := New()
+		l.Append(alice, write(5, 0, "x"))
+		l.Leave(l.Watch(1))
+		require.Equal(t, 1, owed(l))
+	})
+}
+
+func TestSyncIsNoChange(t *testing.T) {
+	l := New()
+	l.AppendWaited(alice, &proto.Sync{ID: 5})
+	ops, _ := l.Unanswered()
+	require.Zero(t, ops)
+	require.NotZero(t, l.Weight())
+	sendAll(l)
+	l.Answer(1, proto.Result{}, nil)
+	ops, _ = l.Unanswered()
+	require.Zero(t, ops)
+}
+
 func TestAbandonedOperationIsSticky(t *testing.T) {
 	l := New()
 	a := l.AppendWaited(alice, &proto.Sync{ID: 5})

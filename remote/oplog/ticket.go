@@ -37,5 +37,26 @@ func (l *Log) Watch(seq proto.Seq) *Ticket {
 	return e.ticket
 }
 
-// Leave gives a ticket back without an outcome. The operation stays in the log.
-func (l *Log) Leave(t *Ticket) { t.waiters-- }
+// Leave gives a ticket back without an outcome. An operation that was sent stays
+// in the log, for it may have been applied. One that never was and that nobody
+// waits for any more is withdrawn: who waited was told that it failed, and it
+// must not happen a day later.
+func (l *Log) Leave(t *Ticket) {
+	t.waiters--
+	if t.waiters > 0 || t.Seq <= l.sent {
+		return
+	}
+	e := l.at(t.Seq)
+	if e.logged {
+		return
+	}
+	// Its number is given: later operations keep theirs. In its place goes one
+	// that changes nothing, unless nothing comes after it.
+	l.count(e, -1)
+	e.op, e.bytes, e.withdrawn = &proto.Sync{ID: proto.RootID}, 0, true
+	l.count(e, 1)
+	for l.Last() > l.sent && l.at(l.Last()).withdrawn {
+		l.count(l.at(l.Last()), -1)
+		l.entries = l.entries[:len(l.entries)-1]
+	}
+}
