@@ -452,10 +452,8 @@ func (j *Journal) done(p *pending, lsn proto.LSN) {
 	j.planMu.Lock()
 	for _, r := range p.recs {
 		j.busy.drop(r)
-		if p.err == nil {
-			j.lost.follow(r, nil)
-		}
 	}
+	j.lost.applied(p)
 	j.sessionDone(p)
 	j.planMu.Unlock()
 	j.queueMu.Lock()

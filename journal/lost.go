@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 
@@ -18,7 +19,7 @@ import (
 // succeed and the bytes be missing. Guarded by planMu; a function of checkpoint and log.
 type lost map[proto.FileID][]lostSpan
 
-// lostSpan is a range of whole blocks of one write.
+// lostSpan is a range of one write.
 type lostSpan struct {
 	span
 	session proto.SessionID
@@ -50,6 +51,21 @@ func (m lost) follow(r *record.Record, l *layout) {
 	}
 }
 
+// applied takes in what has become of a change. A write's record may be wider
+// than the write: the zeros around it are nobody's bytes.
+func (m lost) applied(p *pending) {
+	op, ok := p.sub.Op.(*proto.Write)
+	switch {
+	case p.err != nil:
+	case ok && p.data != nil:
+		m.cut(op.ID, span{int64(op.Off), int64(op.Off) + int64(len(op.Data))})
+	default:
+		for _, r := range p.recs {
+			m.follow(r, nil)
+		}
+	}
+}
+
 // add notes what a layout knows by checksum in a range.
 func (m lost) add(id proto.FileID, l *layout, s span) {
 	for _, e := range l.extents {
@@ -62,12 +78,11 @@ func (m lost) add(id proto.FileID, l *layout, s span) {
 	}
 }
 
-// cut forgets a range: whole blocks, since the rest of one is not what it was any more.
+// cut forgets a range.
 func (m lost) cut(id proto.FileID, c span) {
 	if len(m[id]) == 0 {
 		return
 	}
-	c = span{c.from / block * block, (c.to + block - 1) / block * block}
 	var out []lostSpan
 	for _, s := range m[id] {
 		for _, rest := range cutSpan([]span{s.span}, c) {
@@ -126,12 +141,14 @@ func (j *Journal) planRefill(p *pending, op *proto.Write, info vfs.Info) error {
 	p.id = op.ID
 	size := uint64(info.Size)
 	for _, s := range j.lost.of(op.ID, p.sub.Session, p.sub.Seq) {
-		hole, err := isHole(h.file, s.from, min(s.to, int64(size)))
-		if err != nil {
-			return err
-		}
-		if !hole { // a process of the server has written there
-			continue
+		if end := min(s.to, int64(size)); s.from < end {
+			there, err := readFull(h.file, s.from, end-s.from)
+			if err != nil {
+				return err
+			}
+			if len(bytes.TrimLeft(there, "\x00")) > 0 { // a process of the server has written there
+				continue
+			}
 		}
 		data := make([]byte, s.to-s.from) // the zeros that widened the write were lost, too
 		from, to := max(s.from, int64(op.Off)), min(s.to, int64(op.Off)+int64(len(op.Data)))
