@@ -260,12 +260,27 @@ func (l *lab) newServer(export string, flags ...string) *server {
 	return s
 }
 
+// given are the ports that freeAddr has given away.
+var given struct {
+	sync.Mutex
+	ports map[int]bool
+}
+
 // freeAddr finds three free ports in a row, outside the range from which
 // connections get theirs, so that they stay free while no server runs.
 func freeAddr(t testing.TB) string {
 	t.Helper()
+	given.Lock()
+	defer given.Unlock()
+	if given.ports == nil {
+		given.ports = map[int]bool{}
+	}
 	for range 100 {
-		port := 20000 + rand.IntN(10000)
+		port := 20000 + 3*rand.IntN(3333)
+		if given.ports[port] {
+			continue
+		}
+		given.ports[port] = true
 		free := 0
 		for i := range 3 {
 			ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port+i))
