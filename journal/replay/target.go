@@ -129,7 +129,7 @@ func (c *chooser) newest(s *journal.Submission, op *proto.Undo) error {
 		if group != nil && group.Time-r.Time >= groupGap {
 			return false, nil
 		}
-		mine := r.Client == s.Client && r.UID == s.Ident.UID && r.Seq != s.Seq
+		mine := r.Client == s.Client && r.UID == s.Ident.UID && (r.Session != s.Session || r.Seq != s.Seq)
 		if !mine || c.j.Undone(r) != 0 {
 			return true, nil
 		}
