@@ -133,7 +133,9 @@ func (e *engine) apply() error {
 		}
 		wanted[id] = id != 0
 	}
-	e.takeOut(wanted)
+	if err := e.takeOut(wanted); err != nil {
+		return err
+	}
 	if err := e.removeNames(wanted); err != nil {
 		return err
 	}
@@ -143,24 +145,27 @@ func (e *engine) apply() error {
 	return e.restoreFiles()
 }
 
-// takeOut finds what is wanted and only in directories that are in a grave themselves.
-func (e *engine) takeOut(wanted map[proto.FileID]bool) {
+// takeOut finds what is wanted and only in directories that are in a grave
+// themselves. A name there that will be right when its directory is back stays.
+func (e *engine) takeOut(wanted map[proto.FileID]bool) error {
 	for id := range wanted {
 		if id == 0 || id > proto.MaxFileID || len(e.j.Graves(id)) > 0 {
 			continue
 		}
-		var in []place
-		alive := false
-		for _, q := range e.j.Places(id) {
-			if _, going := e.clear[q]; going || e.where(q.Dir) != dead {
-				alive = true
-			}
-			in = append(in, q)
+		then, err := e.past.Places(id)
+		if err != nil {
+			return err
 		}
-		if !alive && len(in) > 0 {
-			e.clear[in[0]] = id
+		now := e.j.Places(id)
+		reachable := slices.ContainsFunc(now, func(q place) bool {
+			_, going := e.clear[q]
+			return going || e.where(q.Dir) != dead || slices.Contains(then, q)
+		})
+		if !reachable && len(now) > 0 {
+			e.clear[now[0]] = id
 		}
 	}
+	return nil
 }
 
 // going reports whether a directory goes away inside of one that is taken away as a whole.
