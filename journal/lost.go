@@ -24,7 +24,8 @@ type lostSpan struct {
 	span
 	session proto.SessionID
 	seq     proto.Seq
-	told    proto.Seq // the sync that was told, 0: none yet; not in checkpoints
+	// The syncs of the file, and of all files, that were told; 0: none yet. Not in checkpoints.
+	told, toldAll proto.Seq
 }
 
 func (m lost) clone() lost {
@@ -164,8 +165,10 @@ func (j *Journal) planRefill(p *pending, op *proto.Write, info vfs.Info) error {
 	return nil
 }
 
-// reportLost fails the first sync of a session that would have made lost bytes
-// durable; repeated, it fails again, the next one does not.
+// reportLost fails the first sync of a session that would have made a file's lost
+// bytes durable; repeated, it fails again, the next one does not. A sync of all
+// files is told, too, but takes nothing away from those of single files: they
+// come from other processes.
 func (j *Journal) reportLost(s *Submission, op *proto.Sync) error {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
@@ -174,10 +177,17 @@ func (j *Journal) reportLost(s *Submission, op *proto.Sync) error {
 		if id != op.ID && !op.All {
 			continue
 		}
-		spans = slices.DeleteFunc(spans, func(l lostSpan) bool { return l.session == s.Session && l.told != 0 && l.told != s.Seq })
+		spans = slices.DeleteFunc(spans, func(l lostSpan) bool {
+			return !op.All && l.session == s.Session && l.told != 0 && l.told != s.Seq
+		})
 		for i := range spans {
-			if l := &spans[i]; l.session == s.Session {
-				l.told = s.Seq
+			l := &spans[i]
+			told := &l.told
+			if op.All {
+				told = &l.toldAll
+			}
+			if l.session == s.Session && (*told == 0 || *told == s.Seq) {
+				*told = s.Seq
 				n += l.to - l.from
 			}
 		}

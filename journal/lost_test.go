@@ -110,6 +110,11 @@ func TestLostBytesFailTheSync(t *testing.T) {
 			}
 			e2.seq++
 			e2.must(sync(id))
+			if name == "of all files" {
+				_, err := e2.do(&proto.Sync{ID: id})
+				require.Equal(t, status.IO, status.Of(err), "who syncs the file itself is told, too")
+				e2.must(&proto.Sync{ID: id})
+			}
 			require.Empty(t, e2.lost)
 		})
 	}
