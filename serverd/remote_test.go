@@ -55,18 +55,6 @@ func TestClientOverCutConnections(t *testing.T) {
 	})
 	require.NoError(t, err)
 
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for range 4 {
-			select {
-			case <-time.After(200 * time.Millisecond):
-				net.cut()
-			case <-stop:
-				return
-			}
-		}
-	}()
 	const files, pieces, piece = 40, 8, 10_000
 	content := func(i int) []byte { return bytes.Repeat([]byte{byte(i + 1)}, pieces*piece) }
 	ids := make([]proto.FileID, files)
@@ -77,6 +65,9 @@ func TestClientOverCutConnections(t *testing.T) {
 		_, err = s.Open(ctx, header(), res.ID, 3)
 		require.NoError(t, err)
 		for k := range pieces {
+			if i%8 == 4 && k == pieces/2 { // with changes on their way
+				net.cut()
+			}
 			_, err := s.Log(ctx, self, &proto.Write{ID: res.ID, Off: uint64(k * piece), Data: content(i)[:piece]})
 			require.NoError(t, err)
 		}
@@ -93,8 +84,6 @@ func TestClientOverCutConnections(t *testing.T) {
 		require.Equal(t, content(i), got[:n])
 		s.Release(id)
 	}
-	close(stop)
-	<-stopped
 	require.Positive(t, s.Status().Resumes)
 	require.NoError(t, s.TakeError(0))
 	require.Eventually(t, func() bool { return s.Status().State == remote.Online }, patience, time.Millisecond)
