@@ -177,6 +177,9 @@ func (j *Journal) reportLost(s *Submission, op *proto.Sync) error {
 		if id != op.ID && !op.All {
 			continue
 		}
+		if f, _ := j.tree.get(id); op.All && len(f.names) == 0 { // nobody misses what was removed
+			continue
+		}
 		spans = slices.DeleteFunc(spans, func(l lostSpan) bool {
 			return !op.All && l.session == s.Session && l.told != 0 && l.told != s.Seq
 		})

@@ -120,6 +120,18 @@ func TestLostBytesFailTheSync(t *testing.T) {
 	}
 }
 
+// TestLostBytesOfRemovedFile: a sync of all files says nothing of it.
+func TestLostBytesOfRemovedFile(t *testing.T) {
+	disk := vfs.NewMem(5)
+	e, _ := openOn(t, disk)
+	e.file(proto.RootID, "f", strings.Repeat("x", 100_000))
+	e2, _ := openOn(t, crashLosing(t, disk, 0))
+	require.NoError(t, e.Close())
+	defer e2.Close()
+	e2.must(&proto.Remove{Dir: proto.RootID, Name: "f"})
+	e2.must(&proto.Sync{All: true})
+}
+
 // TestLostBytesGoWithTheirPlace: a truncation, another write, the session's end
 // leave nothing to complain of.
 func TestLostBytesGoWithTheirPlace(t *testing.T) {
