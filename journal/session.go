@@ -103,6 +103,12 @@ func (j *Journal) sessionReplay(r *record.Record) {
 		return
 	}
 	res := result{lsn: r.LSN, id: r.ID}
+	if r.Kind == record.Begin || r.Txn != 0 { // a transaction is done by its last record, and known by its first
+		if r.Kind != record.Commit {
+			return
+		}
+		res = result{lsn: r.Txn}
+	}
 	switch r.Kind {
 	case record.Result, record.Cancel:
 		res.code, res.id = status.Code(r.Status), 0

@@ -26,13 +26,12 @@ func Rollback(ctx context.Context, j *journal.Journal, s *journal.Submission, op
 	if len(op.Paths) == 0 {
 		return proto.Result{}, status.Newf(status.Invalid, "roll back", "", "no path")
 	}
-	past, err := j.At(op.To)
-	if err != nil {
-		return proto.Result{}, err
-	}
+	past, failed := j.At(op.To) // what fails is told in the transaction: the answer may be known already
 	r := &rollback{engine: newEngine(ctx, j, past), keep: op.New == proto.NewKeep, within: map[proto.FileID]bool{}}
 	res, err := j.Transact(ctx, s, journal.KindRollback, rollbackArgs(op), op.DryRun, func(tx *journal.Tx) error {
-		r.tx = tx
+		if r.tx = tx; failed != nil {
+			return failed
+		}
 		return r.run(op.Paths)
 	})
 	res.Plan = r.steps
@@ -44,10 +43,7 @@ func Rollback(ctx context.Context, j *journal.Journal, s *journal.Submission, op
 // nothing), NoHistory, or Conflict, when something else has changed the same names,
 // bytes or attributes since; then nothing is changed and the plan says what is in the way.
 func Undo(ctx context.Context, j *journal.Journal, s *journal.Submission, op *proto.Undo) (proto.Result, error) {
-	set, err := chosen(j, s, op)
-	if err != nil {
-		return proto.Result{}, err
-	}
+	set, failed := chosen(j, s, op)
 	kind := journal.KindUndo
 	if op.Redo {
 		kind = journal.KindRedo
@@ -55,7 +51,9 @@ func Undo(ctx context.Context, j *journal.Journal, s *journal.Submission, op *pr
 	u := &undo{engine: newEngine(ctx, j, j.Without(set.lsns)), set: set}
 	u.keepTime = map[proto.FileID]bool{}
 	res, err := j.Transact(ctx, s, kind, set.String(), op.DryRun, func(tx *journal.Tx) error {
-		u.tx = tx
+		if u.tx = tx; failed != nil {
+			return failed
+		}
 		return u.run()
 	})
 	res.Plan = u.steps

@@ -549,3 +549,20 @@ func TestManyFiles(t *testing.T) {
 	e.must(&proto.Undo{Redo: true})
 	require.Len(t, e.look(), len(was))
 }
+
+// TestRepeatedUndo sends one operation twice, as after a lost connection.
+func TestRepeatedUndo(t *testing.T) {
+	e := openExport(t, vfs.NewMem(1))
+	e.write("a", "one")
+	first := e.must(&proto.Undo{})
+	was := e.look()
+	for range 2 {
+		e.seq--
+		again := e.must(&proto.Undo{})
+		require.Equal(t, first.LSN, again.LSN)
+		require.Equal(t, was, e.look())
+		e = e.crash()
+	}
+	_, err := e.do(&proto.Undo{})
+	require.Equal(t, status.NotFound, status.Of(err), "there was nothing else")
+}

@@ -37,18 +37,18 @@ func changes(r *record.Record) bool {
 	return false
 }
 
-// chosen finds the records that an undo or redo is about.
+// chosen finds the records that an undo or redo is about; with an error the target is of no use.
 func chosen(j *journal.Journal, s *journal.Submission, op *proto.Undo) (*target, error) {
 	c := &chooser{j: j, names: map[proto.LSN]bool{}}
 	var err error
 	if len(op.LSNs) > 0 {
 		for _, lsn := range op.LSNs {
 			if err = c.add(lsn); err != nil {
-				return nil, err
+				return &target{}, err
 			}
 		}
 	} else if err = c.newest(s, op); err != nil {
-		return nil, err
+		return &target{}, err
 	}
 	return c.target()
 }
@@ -97,6 +97,9 @@ func (c *chooser) addTransaction(begin proto.LSN) error {
 	}
 	t, ok := c.j.Transaction(begin)
 	if !ok {
+		if _, err := c.j.At(begin - 1); err != nil { // history has given it up
+			return err
+		}
 		return status.Newf(status.Invalid, "undo", lsnText(begin), "this transaction was never completed")
 	}
 	c.names[begin] = true
@@ -184,14 +187,14 @@ func (c *chooser) target() (*target, error) {
 		t.lsns = append(t.lsns, r.LSN)
 	}
 	if len(t.lsns) == 0 {
-		return nil, status.Newf(status.Invalid, "undo", "", "these records changed nothing that could be taken back")
+		return t, status.Newf(status.Invalid, "undo", "", "these records changed nothing that could be taken back")
 	}
 	ranges, err := c.ranges()
 	if err != nil {
-		return nil, err
+		return t, err
 	}
 	if t.text = journal.FormatTargets(ranges); len(t.text) > maxTargets {
-		return nil, status.Newf(status.Invalid, "undo", "", "%d records among those of others are too many for one undo; use rollback", len(t.recs))
+		return t, status.Newf(status.Invalid, "undo", "", "%d records among those of others are too many for one undo; use rollback", len(t.recs))
 	}
 	return t, nil
 }
