@@ -25,6 +25,7 @@ type disk struct {
 	dir   string
 	pool  string // where the btrfs is mounted
 	image string
+	dev   string // of the image
 	mnt   string // where the ext4 is mounted
 	cuts  int
 }
@@ -60,11 +61,31 @@ func (l *lab) newDisk(size int64) *disk {
 	require.NoError(t, os.WriteFile(d.image, nil, 0o600))
 	require.NoError(t, os.Truncate(d.image, size))
 	d.sh("mkfs.ext4", "-q", "-F", "-I", "256", d.image)
-	dev := d.sh("losetup", "--find", "--show", "--direct-io=on", d.image)
-	t.Cleanup(func() { d.sh("losetup", "-d", dev) })
-	d.sh("mount", "-t", "ext4", dev, d.mnt)
-	t.Cleanup(func() { d.sh("umount", d.mnt) })
+	d.attach()
+	t.Cleanup(d.detach)
 	return d
+}
+
+func (d *disk) attach() {
+	d.t.Helper()
+	d.dev = d.sh("losetup", "--find", "--show", "--direct-io=on", d.image)
+	d.sh("mount", "-t", "ext4", d.dev, d.mnt)
+}
+
+func (d *disk) detach() {
+	d.t.Helper()
+	d.sh("umount", d.mnt)
+	d.sh("losetup", "-d", d.dev)
+}
+
+// powerCycle cuts the power and turns it on again: what had not reached the disk
+// is gone. Nobody uses the disk meanwhile.
+func (d *disk) powerCycle() {
+	d.t.Helper()
+	c := d.cut()
+	d.detach()
+	require.NoError(d.t, os.Rename(c.file, d.image))
+	d.attach()
 }
 
 // unavailable skips a test; where tests must not be skipped, it fails.

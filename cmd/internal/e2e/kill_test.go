@@ -16,6 +16,7 @@ import (
 // go on: no operation fails or is done twice, and at the end everything that was
 // answered is there: in the mounts, in a fresh one, on the server's disk.
 func TestKilledServer(t *testing.T) {
+	t.Parallel()
 	kills := 4
 	if accept {
 		kills = 20

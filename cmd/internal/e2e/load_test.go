@@ -53,6 +53,9 @@ type worker struct {
 	name string // of its directory in the mount
 	dir  string
 	root string // the mount
+	// The server loses power while the mount goes on: bytes that nobody has
+	// synced may be gone afterwards, with the end of the file.
+	lossy bool
 	history
 
 	// Owned by the goroutine of run.
@@ -60,13 +63,16 @@ type worker struct {
 	rng   *rand.Rand
 	plan  []step // what comes next
 	files map[string]*os.File
-	fresh int // of the next new name
+	fresh int   // of the next new name
+	lost  int   // files whose sync told that bytes are gone
+	seen  int64 // load.power when files were last settled
 }
 
 // load is a number of workers that run until they are stopped.
 type load struct {
 	workers  []*worker
 	stopping atomic.Bool
+	power    atomic.Int64 // odd while the server's power is off or may be
 	running  sync.WaitGroup
 	mu       sync.Mutex
 	errs     []error // guarded by mu
@@ -95,7 +101,7 @@ func newLoad(t testing.TB, seed uint64, n int, mounts ...string) *load {
 func (l *load) start() {
 	for _, w := range l.workers {
 		l.running.Go(func() {
-			if err := w.run(&l.stopping); err != nil {
+			if err := w.run(l); err != nil {
 				l.stopping.Store(true)
 				l.mu.Lock()
 				defer l.mu.Unlock()
@@ -123,26 +129,79 @@ func (l *load) done() (n int) {
 	return n
 }
 
-func (w *worker) run(stopping *atomic.Bool) error {
+func (w *worker) run(l *load) error {
 	defer func() {
 		for _, f := range w.files {
 			f.Close()
 		}
 	}()
-	for !stopping.Load() {
-		if len(w.plan) == 0 {
+	for {
+		power := l.power.Load()
+		switch {
+		case power != w.seen && power%2 == 0: // before anything else, also before the end
+			w.seen = power
+			w.plan = slices.Concat(w.settling(), w.plan)
+		case l.stopping.Load() && w.settled():
+			return nil
+		case len(w.plan) == 0:
 			w.choose()
+		}
+		if len(w.plan) == 0 {
+			continue
 		}
 		s := w.plan[0]
 		w.plan = w.plan[1:]
 		w.begin(s)
-		if err := w.do(s); err != nil {
+		err := w.do(s)
+		if w.lossy {
+			err = w.excuse(&s, err, power%2 == 1 || l.power.Load() != power)
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %v: %w\n%s", w.name, s, err, w.story(s.path, s.to))
 		}
 		w.end()
-		w.model.apply(s, true)
+		// What is gone when a rename or link makes it durable is gone in silence.
+		w.model.apply(s, !w.lossy || s.kind == syncFile)
 	}
-	return nil
+}
+
+// settling plans, after a power cut, a sync of each file with bytes that nobody
+// had synced: it tells whether they are gone.
+func (w *worker) settling() (plan []step) {
+	for slot, n := range w.model.held {
+		if len(n.loose) > 0 {
+			plan = append(plan, step{kind: syncFile, path: slot, slot: slot})
+		}
+	}
+	for _, p := range w.pick(isFile) {
+		if len(w.model.tree[p].loose) > 0 {
+			plan = append(plan, step{kind: syncFile, path: p})
+		}
+	}
+	return plan
+}
+
+// settled reports whether no such sync is planned.
+func (w *worker) settled() bool {
+	return !w.lossy || !slices.ContainsFunc(w.plan, func(s step) bool { return s.kind == syncFile })
+}
+
+// excuse looks at the outcome of a step when the power has been cut before. EIO
+// of a sync is an answer: then the file, of which bytes are gone, is emptied. What a
+// read found while the power was cut says nothing.
+func (w *worker) excuse(s *step, err error, meanwhile bool) error {
+	switch {
+	case s.kind == readBack && meanwhile:
+		return nil
+	case s.kind == syncAll && errors.Is(err, unix.EIO):
+		s.kind = list // it has made nothing durable
+		return nil
+	case s.kind == syncFile && errors.Is(err, unix.EIO):
+		w.lost++
+		*s = step{kind: truncate, path: s.path, slot: s.slot}
+		return w.with(*s, os.O_WRONLY, func(f *os.File) error { return errors.Join(f.Truncate(0), f.Sync()) })
+	}
+	return err
 }
 
 // story lists the last steps of a worker, and of those before the last that
@@ -176,6 +235,12 @@ func (w *worker) do(s step) error {
 			return err
 		})
 	case appendTo:
+		if w.lossy { // the kernel's idea of the file's end may be another
+			return w.with(s, os.O_WRONLY, func(f *os.File) error {
+				_, err := unix.Pwrite(int(f.Fd()), s.data(), w.model.offset(s))
+				return err
+			})
+		}
 		return w.with(s, os.O_WRONLY|os.O_APPEND, func(f *os.File) error {
 			_, err := f.Write(s.data())
 			return err
@@ -212,7 +277,11 @@ func (w *worker) do(s step) error {
 	case chmod:
 		return os.Chmod(path, os.FileMode(s.mode))
 	case hold:
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
+		flags := os.O_RDWR | os.O_APPEND
+		if w.lossy {
+			flags = os.O_RDWR
+		}
+		f, err := os.OpenFile(path, flags, 0)
 		w.files[s.slot] = f
 		return err
 	case drop:

@@ -19,6 +19,7 @@ import (
 // steps, at least those that were answered before the cut, those bytes excepted
 // that nobody had synced and that recovery lists as missing.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	cuts := 10
 	if accept {
 		cuts = 100
@@ -32,7 +33,8 @@ func TestPowerCut(t *testing.T) {
 // TestPowerCutUnsynced runs the same against a server that syncs nothing: if
 // that is not found out, TestPowerCut proves nothing.
 func TestPowerCutUnsynced(t *testing.T) {
-	cuts := 4
+	t.Parallel()
+	cuts := 3
 	if accept {
 		cuts = 20
 	}
