@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -60,6 +61,11 @@ func runForeground(ctx context.Context, m *spec, std cli.Std) error {
 	return err
 }
 
+// workingMemory is what a mount's process needs beside pages and logged writes:
+// requests of the kernel on their way, inodes, connections. The collector keeps
+// to the sum as long as it can, instead of letting garbage double it.
+const workingMemory = 128 << 20
+
 func run(ctx context.Context, m *spec, std cli.Std, parent *announcer) error {
 	log, err := cli.NewLog(std.Err, m.opts.logLevel)
 	if err != nil {
@@ -68,6 +74,7 @@ func run(ctx context.Context, m *spec, std cli.Std, parent *announcer) error {
 	if err := cli.PrepareDaemon(); err != nil {
 		return err
 	}
+	debug.SetMemoryLimit(int64(m.opts.cacheSize) + remote.DefaultBudget + workingMemory)
 	d, err := start(ctx, m, log)
 	if err != nil {
 		return err
