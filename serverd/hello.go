@@ -126,6 +126,9 @@ func (c *conn) hello(m *wire.HelloReq) (wire.Message, error) {
 	if exp == nil || !maySee(&c.key, m.Export) {
 		return nil, status.New(status.UnknownExport, "mount", m.Export)
 	}
+	if a, err := exp.Journal.Attr(proto.RootID); m.Session == 0 && err == nil && a.Nlink == 0 {
+		return nil, status.Newf(status.NotFound, "mount", m.Export, "the directory of %s is gone on the server", m.Export)
+	}
 	c.readOnly = m.ReadOnly || c.key.ReadOnly || exp.ReadOnly
 	rep.ReadOnly, rep.Boot = c.readOnly, exp.Journal.Boot()
 	if err := c.join(m, exp, rep); err != nil {

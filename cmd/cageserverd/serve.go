@@ -63,11 +63,22 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	if err := serverd.CheckExports(f.exports); err != nil {
 		return err
 	}
-	state, err := openState(f.state)
+	dir := f.state
+	if dir == "" {
+		if dir, err = defaultState(); err != nil {
+			return err
+		}
+	}
+	state, err := openState(dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
+	lock, err := auth.LockState(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	for i := range f.exports {
 		f.exports[i].HistoryCap = int64(f.historyCap)
 	}
@@ -93,12 +104,6 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 
 // openState opens the server's keys and lets in the user who starts it.
 func openState(dir string) (*auth.ServerState, error) {
-	var err error
-	if dir == "" {
-		if dir, err = defaultState(); err != nil {
-			return nil, err
-		}
-	}
 	state, err := auth.OpenServerState(dir)
 	if err != nil {
 		return nil, status.Wrap(err, "state", dir)

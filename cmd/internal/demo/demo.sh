@@ -63,9 +63,9 @@ ln -s net/http "$top/tree/web"
 echo "   $(find "$top/tree" -type f | wc -l) files, $(du -sh "$top/tree" | cut -f1)"
 
 say "A server: it exports a directory and prints one line when clients can come"
-echo "   \$ cageserverd serve --export demo=$top/export --listen 127.0.0.1:0 &"
+echo "   \$ cageserverd serve --export demo=$top/export --listen 127.0.0.1:0 --state $top/state &"
 mkfifo "$top/ready"
-cageserverd serve --export demo="$top/export" --listen 127.0.0.1:0 >"$top/ready" 2>"$top/server.log" &
+cageserverd serve --export demo="$top/export" --listen 127.0.0.1:0 --state "$top/state" >"$top/ready" 2>"$top/server.log" &
 server=$!
 read -r -t 20 word addr <"$top/ready" || fail "the server did not start: $(tail -n 1 "$top/server.log")"
 [ "$word" = ready ] || fail "the server said '$word $addr'"
