@@ -43,7 +43,7 @@ func (e *engine) restoreFiles() error {
 		}
 	}
 	for id := range e.touched {
-		if e.timed(id) {
+		if e.past.Existed(id) && e.timed(id) {
 			dirs = append(dirs, id)
 		}
 	}

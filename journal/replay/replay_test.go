@@ -421,3 +421,52 @@ func TestModelOfScopes(t *testing.T) {
 		})
 	}
 }
+
+// TestModelOfUndo takes random records back, some at a time: it is a conflict
+// and changes nothing, or taking it back again restores what was.
+func TestModelOfUndo(t *testing.T) {
+	for _, seed := range seeds(t, 4) {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 17))
+			e := openExport(t, vfs.NewMem(seed))
+			s := &storm{e, rng}
+			done := 0
+			for range 40 {
+				for range 8 {
+					s.step()
+				}
+				if e.Last() < 30 {
+					continue
+				}
+				before := e.look()
+				var lsns []proto.LSN
+				for back := range proto.LSN(25) {
+					r, err := e.Record(e.Last()-back, false)
+					require.NoError(t, err)
+					if changes(r) && r.Txn == 0 && rng.IntN(4) == 0 {
+						lsns = append(lsns, r.LSN)
+					}
+				}
+				if len(lsns) == 0 {
+					continue
+				}
+				res, err := e.do(&proto.Undo{LSNs: lsns})
+				switch status.Of(err) {
+				case status.Conflict, status.Invalid, status.NotFound:
+					require.Equal(t, before, e.look(), "%v: %v", lsns, err)
+					continue
+				}
+				require.NoError(t, err, "%v: %v", lsns, res.Plan)
+				if res.LSN == 0 {
+					continue
+				}
+				done++
+				require.Equal(t, e.look(), e.crash().look(), "%v: %v", lsns, res.Plan)
+				redo, err := e.do(&proto.Undo{Redo: true})
+				require.NoError(t, err, "%v: %v", lsns, redo.Plan)
+				require.Equal(t, before, e.look(), "%v: %v, taken back: %v", lsns, res.Plan, redo.Plan)
+			}
+			require.NotZero(t, done)
+		})
+	}
+}
