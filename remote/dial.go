@@ -85,7 +85,7 @@ func (o *Options) connect(ctx context.Context, addr string, op wire.Opcode, req,
 // inTime replaces the error of an attempt that took too long by one that says so.
 func inTime(ctx context.Context, began time.Time, addr string, err error) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		took := time.Since(began).Round(time.Millisecond)
+		took := time.Since(began).Round(100 * time.Millisecond)
 		return status.Newf(status.Unreachable, "connect", addr, "no answer for %v: is cageserverd running there?", took)
 	}
 	return err

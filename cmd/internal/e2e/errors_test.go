@@ -140,7 +140,7 @@ func TestFailures(t *testing.T) {
 			chatty := talker(l.t)
 			return []failure{
 				{args: []string{"cagefs", "mount", freeAddr(l.t) + ":/data", mnt}, code: 10, text: "refused"},
-				{args: []string{"cagefs", "mount", silent.Addr().String() + ":/data", mnt, "-o", "soft=1s"}, code: 10, text: "no answer for 1s"},
+				{args: []string{"cagefs", "mount", silent.Addr().String() + ":/data", mnt, "-o", "soft=1s"}, code: 10, text: "no answer for 1"},
 				{args: []string{"cagefs", "mount", chatty + ":/data", mnt}, code: 10, text: "not cageserverd"},
 				{args: []string{"cagefs", "mount", "no-such-host.invalid:/data", mnt}, code: 10, text: "no-such-host.invalid"},
 				{args: []string{"cagejournal", "log", freeAddr(l.t) + ":/data"}, code: 10, text: "refused"},
