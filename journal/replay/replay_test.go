@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/rs/zerolog"
@@ -32,15 +33,15 @@ type export struct {
 	seq    proto.Seq
 	client uint32
 	ident  proto.Ident
-	now    *proto.Time // the clock
+	now    *atomic.Int64 // the clock
 }
 
 func openExport(t testing.TB, disk *vfs.Mem) *export {
 	t.Helper()
-	now := proto.Time(1_000_000_000_000_000_000)
-	e := &export{t: t, disk: disk, now: &now, ident: proto.Ident{PGID: 1}}
+	e := &export{t: t, disk: disk, now: new(atomic.Int64), ident: proto.Ident{PGID: 1}}
+	e.now.Store(1_000_000_000_000_000_000)
 	j, _, err := journal.Open(context.Background(), journal.Options{FS: disk, SegmentSize: 4 << 20, CheckpointBytes: 256 << 10,
-		HistoryCap: 1 << 40, Now: func() proto.Time { return *e.now }, Log: zerolog.Nop()})
+		HistoryCap: 1 << 40, Now: func() proto.Time { return proto.Time(e.now.Load()) }, Log: zerolog.Nop()})
 	require.NoError(t, err)
 	e.Journal = j
 	e.client, err = j.Client("test")
@@ -56,7 +57,7 @@ func openExport(t testing.TB, disk *vfs.Mem) *export {
 
 func (e *export) sub(op proto.Op) *journal.Submission {
 	e.seq++
-	*e.now += 1000
+	e.now.Add(1000)
 	return &journal.Submission{Client: e.client, Trusted: true,
 		Change: &proto.Change{Session: testSession, Seq: e.seq, Acked: e.seq - 1, Ident: e.ident, Op: op}}
 }
@@ -80,7 +81,7 @@ func (e *export) must(op proto.Op) proto.Result {
 }
 
 // later lets time pass, so that what follows is a group of its own.
-func (e *export) later() { *e.now += 10_000_000_000 }
+func (e *export) later() { e.now.Add(10_000_000_000) }
 
 // find returns the file at a path.
 func (e *export) find(path string) proto.Attr {
