@@ -211,7 +211,9 @@ const (
 	checkpointVersion = 1
 )
 
-// writeCheckpoint replaces the checkpoint file: new name, sync, rename, sync.
+// writeCheckpoint replaces the checkpoint file: new name, sync, rename, sync. It
+// writes over what keepRoom left under the new name, so that it works on a full
+// disk: only after a checkpoint can history give way there.
 func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 	st, err := j.opts.FS.StatFS()
 	if err != nil {
@@ -222,14 +224,18 @@ func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 		return err
 	}
 	ck.fs, ck.cage = st.ID, self.Ident
-	if err := j.tree.cage.Remove(checkpointTemp); err != nil && !errors.Is(err, syscall.ENOENT) {
-		return err
+	f, err := j.tree.cage.Open(checkpointTemp, true)
+	if errors.Is(err, syscall.ENOENT) {
+		f, err = j.tree.cage.Create(checkpointTemp, 0o600)
 	}
-	f, err := j.tree.cage.Create(checkpointTemp, 0o600)
 	if err != nil {
-		return err
+		return status.Wrap(err, "write", "checkpoint")
 	}
-	_, err = f.WriteAt(encodeCheckpoint(ck), 0)
+	b := encodeCheckpoint(ck)
+	_, err = f.WriteAt(b, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(b)))
+	}
 	if err == nil {
 		err = f.Sync()
 	}
@@ -243,7 +249,33 @@ func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 		err = j.tree.cage.Sync()
 	}
 	if err != nil {
-		return status.Wrap(err, "write", "checkpoint")
+		return errors.Join(status.Wrap(err, "write", "checkpoint"), j.dropRoom())
+	}
+	return j.keepRoom(len(b))
+}
+
+// minRoom is what is kept for the next checkpoint besides twice the size of this one.
+const minRoom = 64 << 10
+
+// keepRoom takes space for the next checkpoint while there is some.
+func (j *Journal) keepRoom(size int) error {
+	f, err := j.tree.cage.Create(checkpointTemp, 0o600)
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, 2*size+minRoom), 0)
+		if e := f.Close(); err == nil {
+			err = e
+		}
+		if status.Of(err) == status.NoSpace {
+			return j.dropRoom()
+		}
+	}
+	return status.Wrap(err, "keep room for", "checkpoint")
+}
+
+// dropRoom removes what may be half written.
+func (j *Journal) dropRoom() error {
+	if err := j.tree.cage.Remove(checkpointTemp); !errors.Is(err, syscall.ENOENT) {
+		return status.Wrap(err, "remove", checkpointTemp)
 	}
 	return nil
 }

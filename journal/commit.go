@@ -43,6 +43,7 @@ type pending struct {
 	*Ticket
 	sub   *Submission
 	recs  []*record.Record // of this change; what answers is the last one's
+	order proto.LSN        // of its last record when it was queued: a later plan does not change its turn
 	fail  error            // the operation failed: recs is its RESULT
 	id    proto.FileID     // whose attributes answer
 	ctime int64            // of ID at the plan, where bytes are destroyed; 0: not compared
@@ -230,7 +231,8 @@ func (j *Journal) appendLocked(p *pending) error {
 	j.queueMu.Lock()
 	j.queue = append(j.queue, p)
 	j.queued += len(p.data) + 256
-	j.appended = p.last().LSN
+	p.order = p.last().LSN
+	j.appended = p.order
 	j.queueMu.Unlock()
 	j.kick()
 	return nil
@@ -296,10 +298,14 @@ func (j *Journal) commitLoop() {
 	ended := make(chan error, 1)
 	short := false
 	end := func(err error) {
-		if err != nil {
-			j.fail(err)
-		} else {
+		switch {
+		case err == nil:
 			j.checkpointed(running)
+		case status.Of(err) == status.NoSpace: // the one before still holds
+			j.ckpt.at = time.Now()
+			j.opts.Log.Warn().Err(err).Msg("no checkpoint: the log grows, and history cannot give way")
+		default:
+			j.fail(err)
 		}
 		running = nil
 	}
@@ -364,14 +370,31 @@ func (j *Journal) commitBatch() {
 			}
 			j.finish(p)
 		}
+		j.settled(batch)
 	}
+}
+
+// settled counts the records of later plans as applied, which have passed the
+// queue by, as far as nothing before them is still to come.
+func (j *Journal) settled(batch []*pending) {
+	j.queueMu.Lock()
+	defer j.queueMu.Unlock()
+	var newest proto.LSN
+	for _, p := range batch {
+		newest = max(newest, p.last().LSN)
+	}
+	if len(j.queue) > 0 {
+		newest = min(newest, j.queue[0].recs[0].LSN-1)
+	}
+	j.applied = max(j.applied, newest)
+	j.queueCond.Broadcast()
 }
 
 // finish applies a committed change and answers it.
 func (j *Journal) finish(p *pending) {
 	if p.fail != nil {
 		p.err = p.fail
-		j.done(p, p.last().LSN)
+		j.done(p)
 		return
 	}
 	for try := 0; ; try++ {
@@ -391,7 +414,7 @@ func (j *Journal) finish(p *pending) {
 	if a, err := j.attr(p.id); err == nil {
 		p.res.Attr = a
 	}
-	j.done(p, p.last().LSN)
+	j.done(p)
 }
 
 // cancel records that a committed change could not be applied, durably before
@@ -405,7 +428,7 @@ func (j *Journal) cancel(p *pending, cause error) {
 		j.fail(err)
 	}
 	j.unstage(p.recs)
-	j.done(p, p.last().LSN)
+	j.done(p)
 }
 
 func (j *Journal) cancelRecords(p *pending, code status.Code) []*record.Record {
@@ -428,7 +451,7 @@ func (j *Journal) replan(p *pending) error {
 	for _, r := range p.recs {
 		j.busy.drop(r)
 	}
-	fresh := &pending{Ticket: p.Ticket, sub: p.sub}
+	fresh := &pending{Ticket: p.Ticket, sub: p.sub, order: p.order}
 	if err := j.planLocked(fresh); err != nil {
 		return err
 	}
@@ -448,7 +471,7 @@ func (j *Journal) replan(p *pending) error {
 
 // done publishes a result: the session keeps it for repetitions, waiting plans
 // go on, the submitter gets its answer.
-func (j *Journal) done(p *pending, lsn proto.LSN) {
+func (j *Journal) done(p *pending) {
 	j.planMu.Lock()
 	for _, r := range p.recs {
 		j.busy.drop(r)
@@ -457,7 +480,7 @@ func (j *Journal) done(p *pending, lsn proto.LSN) {
 	j.sessionDone(p)
 	j.planMu.Unlock()
 	j.queueMu.Lock()
-	j.applied = max(j.applied, lsn)
+	j.applied = max(j.applied, p.order)
 	j.queueCond.Broadcast()
 	j.queueMu.Unlock()
 	close(p.done)
