@@ -347,3 +347,64 @@ func FuzzCheckpoint(f *testing.F) {
 func sumOf(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli))
 }
+
+// TestReplannedChangeKeepsItsTurn: what was queued after it is not taken for applied.
+func TestReplannedChangeKeepsItsTurn(t *testing.T) {
+	disk := vfs.NewMem(1)
+	hold, held := make(chan struct{}), make(chan struct{}, 1)
+	var armed atomic.Bool
+	var e *testExport
+	var atApply proto.LSN
+	fs := vfs.Inject(disk, func(op vfs.Op) error {
+		switch {
+		case op.Kind == "datasync" && armed.CompareAndSwap(true, false):
+			held <- struct{}{}
+			<-hold
+		case op.Kind == "writeat" && op.Path == "g" && e != nil:
+			atApply = e.appliedLSN()
+		}
+		return nil
+	})
+	x, _ := openOn(t, fs)
+	defer x.Close()
+	f, g := x.file(proto.RootID, "f", "ffff"), x.file(proto.RootID, "g", "gggg")
+	submit := func(op proto.Op) *Ticket {
+		x.seq++
+		ticket, err := x.Submit(t.Context(), &Submission{Change: &proto.Change{Session: x.ses, Seq: x.seq, Op: op}, Client: 1, Trusted: true})
+		require.NoError(t, err)
+		return ticket
+	}
+	armed.Store(true)
+	first := submit(&proto.Make{Dir: proto.RootID, Name: "busy", Mode: proto.ModeRegular})
+	<-held
+	wf, wg := submit(&proto.Write{ID: f, Data: []byte("F")}), submit(&proto.Write{ID: g, Data: []byte("G")})
+	_, err := onDisk(t, disk, "f").WriteAt([]byte("local"), 0)
+	require.NoError(t, err)
+	e = x
+	close(hold)
+	for _, ticket := range []*Ticket{first, wf, wg} {
+		_, err := ticket.Wait(t.Context())
+		require.NoError(t, err)
+	}
+	rf, err := wf.Wait(t.Context())
+	require.NoError(t, err)
+	rg, err := wg.Wait(t.Context())
+	require.NoError(t, err)
+	require.Greater(t, rf.LSN, rg.LSN, "planned anew")
+	require.Less(t, atApply, rg.LSN, "not applied before it was")
+	require.NoError(t, x.waitApplied(t.Context(), rf.LSN), "and the new plan's record is in the end")
+	require.Equal(t, "Focal", x.content(f))
+}
+
+// TestLargestOverwriteFitsASmallDisk: a segment holds any record.
+func TestLargestOverwriteFitsASmallDisk(t *testing.T) {
+	j, _, err := Open(t.Context(), Options{FS: vfs.NewMem(1), SegmentSize: minSegment, HistoryCap: 1 << 40})
+	require.NoError(t, err)
+	e := &testExport{Journal: j, t: t, ses: testSession, ack: true}
+	require.NoError(t, j.OpenSession(testSession, 1, "key"))
+	id := e.file(proto.RootID, "f", "")
+	for range 12 { // over segment borders
+		e.must(&proto.Write{ID: id, Data: make([]byte, proto.MaxIO)})
+	}
+	require.NoError(t, e.Close())
+}

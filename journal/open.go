@@ -77,6 +77,9 @@ type core struct {
 	closing  sync.Once
 }
 
+// minSegment holds the largest record and more.
+const minSegment = 2 * wal.MaxRecord
+
 // idBlock is how many file numbers are reserved at a time.
 const idBlock = 16384
 
@@ -120,7 +123,7 @@ func (j *Journal) start(ctx context.Context) (*Report, error) {
 	size := int64(st.Blocks) * int64(st.BlockSize)
 	seg := j.opts.SegmentSize
 	if seg == 0 {
-		seg = min(64<<20, max(1<<20, size/64)&^0xfff)
+		seg = min(64<<20, max(minSegment, size/64)&^0xfff)
 	}
 	j.cap = j.opts.HistoryCap
 	if j.cap == 0 {

@@ -60,10 +60,6 @@ func (j *Journal) parentLocked(id proto.FileID, name string) (*parent, error) {
 	if err := j.busy.file(id); err != nil { // it may be on its way into a grave
 		return nil, err
 	}
-	n, ok := j.tree.get(id)
-	if !ok {
-		return nil, stale(id)
-	}
 	h, err := j.tree.dir(id)
 	if err != nil {
 		return nil, err
@@ -73,7 +69,7 @@ func (j *Journal) parentLocked(id proto.FileID, name string) (*parent, error) {
 		h.release()
 		return nil, err
 	}
-	if len(n.names) == 0 && id != proto.RootID { // removed: nothing can be made in it
+	if !j.tree.within(id, proto.RootID) { // removed, or below what was: nothing can be made in it
 		h.release()
 		return nil, status.NotFound
 	}

@@ -566,3 +566,41 @@ func TestRepeatedUndo(t *testing.T) {
 	_, err := e.do(&proto.Undo{})
 	require.Equal(t, status.NotFound, status.Of(err), "there was nothing else")
 }
+
+// TestUndoInASessionOfItsOwn: each run of a tool is a session whose first operation is number 1.
+func TestUndoInASessionOfItsOwn(t *testing.T) {
+	e := openExport(t, vfs.NewMem(1))
+	e.write("a", "one")
+	was, to := e.look(), e.Last()
+	e.write("a", "two")
+	now := e.look()
+	alone := func(session proto.SessionID, op proto.Op) (proto.Result, error) {
+		require.NoError(t, e.OpenSession(session, e.client, "tool"))
+		s := e.sub(op)
+		s.Session, s.Seq, s.Acked = session, 1, 0
+		switch op := op.(type) {
+		case *proto.Rollback:
+			return Rollback(t.Context(), e.Journal, s, op)
+		default:
+			return Undo(t.Context(), e.Journal, s, op.(*proto.Undo))
+		}
+	}
+	_, err := alone(801, &proto.Rollback{Paths: []string{""}, To: to})
+	require.NoError(t, err)
+	require.Equal(t, was, e.look())
+	_, err = alone(802, &proto.Undo{})
+	require.NoError(t, err)
+	require.Equal(t, now, e.look(), "the rollback was the newest change")
+}
+
+// TestNothingIsMadeBelowARemovedTree: a client may still know the numbers of its directories.
+func TestNothingIsMadeBelowARemovedTree(t *testing.T) {
+	e := openExport(t, vfs.NewMem(1))
+	to := e.must(&proto.Label{Name: "empty"}).LSN
+	e.mkdir("d")
+	below := e.mkdir("d/below")
+	e.must(&proto.Rollback{Paths: []string{""}, To: to})
+	_, err := e.do(&proto.Make{Dir: below, Name: "f", Mode: proto.ModeRegular})
+	require.Equal(t, status.NotFound, status.Of(err))
+	require.Empty(t, e.look()["/d"])
+}
