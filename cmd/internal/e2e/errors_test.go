@@ -330,8 +330,15 @@ func TestDiskFull(t *testing.T) {
 	}
 	require.ErrorIs(t, full, unix.ENOSPC)
 	t.Logf("full after %d files of 1 MiB", len(durable)-1)
-	out, err := exec.Command("cp", "-r", goSource(t)+"/sort", m+"/sort").CombinedOutput()
-	t.Logf("cp: %v, %s", err, bytes.SplitN(out, []byte("\n"), 2)[0])
+	for i := range 6 { // to the last byte: without fsync cp or sync is told
+		name := filepath.Join(m, "last"+string(rune('0'+i)))
+		if err := os.WriteFile(name, bytes.Repeat([]byte{2}, 4<<20), 0o644); err != nil {
+			require.ErrorIs(t, err, unix.ENOSPC)
+		}
+	}
+	_, err := l.try("cagefs", "sync", m)
+	require.ErrorContains(t, err, "no space left on device")
+	require.Equal(t, 8, exitCode(err))
 
 	// It is a mount like any other.
 	b, err := os.ReadFile(m + "/precious")
@@ -348,17 +355,25 @@ func TestDiskFull(t *testing.T) {
 		require.EqualValues(t, 1<<20, info.Size())
 	}
 
-	// With room again, things go on without anybody's help.
-	require.NoError(t, os.Remove(disk+"/ballast"))
-	require.Eventually(t, func() bool {
-		err = write("after", precious)
-		return err == nil
-	}, 10*time.Second, 100*time.Millisecond, "%v", err)
-	l.run("cagefs", "sync", m)
+	// With room again, made by removing files or otherwise, things go on without anybody's help.
+	for i, name := range []string{"after", "after2"} {
+		require.Eventually(t, func() bool {
+			err = write(name, precious)
+			return err == nil
+		}, 20*time.Second, 100*time.Millisecond, "%s: %v", name, err)
+		if i == 0 {
+			require.NoError(t, os.Remove(disk+"/ballast"))
+		}
+	}
+	for err := error(unix.ENOSPC); err != nil; { // each file's failure is told once
+		if _, err = l.try("cagefs", "sync", m); err != nil {
+			require.ErrorContains(t, err, "no space left on device")
+		}
+	}
 	l.umount(m)
 	s.stop()
 	l.run("cagejournal", "verify", "--full", "--dir", disk+"/export")
-	b, err = os.ReadFile(disk + "/export/after")
+	b, err = os.ReadFile(disk + "/export/after2")
 	require.NoError(t, err)
 	require.True(t, bytes.Equal(precious, b))
 }
