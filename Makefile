@@ -30,6 +30,7 @@ lint: ## gofmt, go vet, staticcheck, and the directions of imports
 	$(GO) test -count=1 ./cmd/internal/deps
 
 accept: build ## the long runs: big trees, crashes, cuts (half an hour; needs root)
+	CAGE_CRASH_RUNS=150 $(GO) test -count=1 -v -timeout 30m -run Crash ./journal
 	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 60m ./cmd/internal/e2e
 
 demo: build ## a server and a mount on this machine, step by step (under a minute)
