@@ -221,9 +221,7 @@ func withoutSetID(mode uint32) (rest uint32, differs bool) {
 func (s *fileSystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	ctx := s.read(cancel, h)
 	defer ctx.end()
-	st, err := s.statFS.get(ctx, s.session, func(ctx context.Context) (proto.StatFS, error) {
-		return s.session.StatFS(ctx, s.header(h), s.inodes.root.id)
-	})
+	st, err := s.freeSpace(ctx, h)
 	if err != nil {
 		return s.errors.status("statfs", err)
 	}
@@ -232,6 +230,14 @@ func (s *fileSystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.
 		Bsize: st.BlockSize, Frsize: st.BlockSize, NameLen: st.NameMax,
 	}
 	return fuse.OK
+}
+
+// freeSpace is what the server says of its file system, not older than a second
+// while it answers.
+func (s *fileSystem) freeSpace(ctx context.Context, h *fuse.InHeader) (proto.StatFS, error) {
+	return s.statFS.get(ctx, s.session, func(ctx context.Context) (proto.StatFS, error) {
+		return s.session.StatFS(ctx, s.header(h), s.inodes.root.id)
+	})
 }
 
 // remembered is an answer that a server which does not answer must not hold

@@ -307,10 +307,34 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	}
 	err := f.file.WriteAt(ctx, f.back, data, int64(in.Offset))
 	raise(&f.ino.logged, uint64(f.file.Logged()))
+	if err == nil {
+		err = s.whenTight(ctx, &in.InHeader, f)
+	}
 	if err != nil {
 		return 0, s.errors.status("write", err)
 	}
 	return uint32(len(data)), fuse.OK
+}
+
+// tightSpace is the free space on the server below which writes are waited for:
+// more than a mount has on its way, and writes in the second that statFS may be old.
+const tightSpace = 1 << 30
+
+// whenTight waits for a logged write where the server's disk is nearly full, so
+// that it is the writer who is told that it did not fit, not only a later fsync.
+func (s *fileSystem) whenTight(ctx context.Context, h *fuse.InHeader, f *openFile) error {
+	st, err := s.freeSpace(ctx, h)
+	if err != nil || st.BlocksAvail*uint64(st.BlockSize) >= tightSpace {
+		return nil
+	}
+	err = s.session.Wait(ctx, f.file.Logged())
+	if silence(err) {
+		return nil // it is logged and may still be applied
+	}
+	if err != nil {
+		s.session.TakeError(f.ino.id) // told now
+	}
+	return err
 }
 
 // killSetID takes setuid and setgid bits away before somebody without

@@ -420,7 +420,11 @@ func (j *Journal) finish(p *pending) {
 // cancel records that a committed change could not be applied, durably before
 // its answer, so that no redo and no history takes it for done.
 func (j *Journal) cancel(p *pending, cause error) {
-	p.err = status.Wrap(cause, "apply", "")
+	name, ok := j.tree.path(p.id)
+	if !ok {
+		name = p.id.String()
+	}
+	p.err = status.Wrap(cause, kindName(p.last()), name)
 	recs := j.cancelRecords(p, status.Of(cause))
 	if err := j.log.AppendReserved(recs...); err != nil {
 		j.fail(err)
@@ -428,6 +432,11 @@ func (j *Journal) cancel(p *pending, cause error) {
 		j.fail(err)
 	}
 	j.unstage(p.recs)
+	j.planMu.Lock()
+	for _, r := range p.recs {
+		j.looseCancel(r)
+	}
+	j.planMu.Unlock()
 	j.done(p)
 }
 

@@ -213,6 +213,16 @@ func TestLargeTruncationKeepsTheBytes(t *testing.T) {
 	})
 }
 
+// openHandles are the files that the journal has descriptors of.
+func (e *testExport) openHandles() (ids []proto.FileID) {
+	e.tree.hmu.Lock()
+	defer e.tree.hmu.Unlock()
+	for k := range e.tree.handles {
+		ids = append(ids, k.id)
+	}
+	return ids
+}
+
 // TestHistoryStaysBelowItsCap and takes its graves along.
 func TestHistoryStaysBelowItsCap(t *testing.T) {
 	disk := vfs.NewMem(1)
@@ -228,6 +238,10 @@ func TestHistoryStaysBelowItsCap(t *testing.T) {
 		e.must(&proto.SetAttr{ID: proto.RootID, Mask: proto.SetMtimeNow})
 		return e.logBytes() <= 512<<10
 	}, 20*time.Second, time.Millisecond)
+	for _, h := range e.openHandles() {
+		_, ok := e.tree.get(h)
+		require.True(t, ok, "a file that is gone is held open, and takes its space: %v", h)
+	}
 	killed, _ := openOn(t, disk.Clone())
 	defer killed.Close()
 	rep, err := killed.Verify(t.Context(), true)
@@ -407,4 +421,39 @@ func TestLargestOverwriteFitsASmallDisk(t *testing.T) {
 		e.must(&proto.Write{ID: id, Data: make([]byte, proto.MaxIO)})
 	}
 	require.NoError(t, e.Close())
+}
+
+// TestSyncAfterAFailedWrite: a write that was cancelled leaves the bytes before it to be synced, and none of its own.
+func TestSyncAfterAFailedWrite(t *testing.T) {
+	for name, op := range map[string]func(id proto.FileID) proto.Op{
+		"beyond the end":    func(id proto.FileID) proto.Op { return &proto.Write{ID: id, Off: 8192, Data: make([]byte, 16384)} },
+		"over whole blocks": func(id proto.FileID) proto.Op { return &proto.Write{ID: id, Data: make([]byte, 8192)} },
+		"over parts":        func(id proto.FileID) proto.Op { return &proto.Write{ID: id, Off: 100, Data: make([]byte, 5000)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := vfs.NewMem(1)
+			var full atomic.Bool
+			fs := vfs.Inject(disk, func(op vfs.Op) error {
+				if op.Kind == "writeat" && op.Path == "f" && full.CompareAndSwap(true, false) {
+					return vfs.Short(3000, syscall.ENOSPC)
+				}
+				return nil
+			})
+			e, _ := openOn(t, fs)
+			want := strings.Repeat("precious", 1024)
+			id := e.file(proto.RootID, "f", want)
+			full.Store(true)
+			_, err := e.do(op(id))
+			require.Equal(t, status.NoSpace, status.Of(err))
+			e.must(&proto.Sync{ID: id})
+			for seed := range uint64(40) {
+				cut := disk.Crash(rand.New(rand.NewPCG(seed, 9)))
+				x, rep := openOn(t, cut)
+				require.Empty(t, rep.Missing)
+				require.Equal(t, want, x.content(id))
+				require.NoError(t, x.Close())
+			}
+			require.NoError(t, e.Close())
+		})
+	}
 }

@@ -143,7 +143,7 @@ func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 	}
 	j.graves.bytes.Add(-int64(info.Blocks) * 512)
 	if id != 0 {
-		j.tree.dropGrave(id, lsn)
+		j.tree.dropHandles(j.tree.dropGrave(id, lsn))
 	}
 	return nil
 }

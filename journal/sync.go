@@ -110,6 +110,39 @@ func (j *Journal) looseAdd(r *record.Record) {
 	}
 }
 
+// looseCancel takes back what looseAdd followed: the bytes that a cancelled record
+// brought are not there, and what it would have put into the log is not in it.
+// Blocks that were durable before count as loose then, which does no harm. The
+// caller holds planMu.
+func (j *Journal) looseCancel(r *record.Record) {
+	l := j.loose[r.ID]
+	add := func(from, to uint64) {
+		if l == nil {
+			l = &loose{}
+			j.loose[r.ID] = l
+		}
+		l.spans = addSpan(l.spans, span{int64(from) / block * block, (int64(to) + block - 1) / block * block})
+	}
+	switch r.Kind {
+	case record.Truncate:
+		if r.NewSize < r.OldSize {
+			add(r.NewSize, r.OldSize)
+		}
+	case record.Write, record.Data:
+		for _, p := range r.Pieces {
+			switch {
+			case p.Kind == record.PieceOver || r.Kind == record.Data:
+				add(p.Off, p.Off+p.Len)
+			case p.Kind == record.PieceBlocks && l != nil:
+				l.spans = cutSpan(l.spans, span{int64(p.Off), int64(p.Off + p.Len)})
+			}
+		}
+	}
+	if l != nil && len(l.spans) == 0 && l.done == nil {
+		delete(j.loose, r.ID)
+	}
+}
+
 // needSync tells that a plan has to wait until a file's new bytes are durable.
 type needSync struct{ id proto.FileID }
 
@@ -210,8 +243,15 @@ func (j *Journal) syncStep(id proto.FileID) (wait func(context.Context) error, e
 
 // syncInline copies the loose bytes into the log. The caller holds planMu.
 func (j *Journal) syncInline(id proto.FileID, l *loose, f vfs.File) (func(context.Context) error, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
 	r := &record.Record{Kind: record.Data, ID: id}
 	for _, s := range l.spans {
+		if s.to = min(s.to, info.Size); s.from >= s.to {
+			continue
+		}
 		data, err := readFull(f, s.from, s.to-s.from)
 		if err != nil {
 			return nil, err
@@ -223,6 +263,7 @@ func (j *Journal) syncInline(id proto.FileID, l *loose, f vfs.File) (func(contex
 	if err := j.appendLocked(p); err != nil {
 		return nil, err
 	}
+	delete(j.loose, id)
 	return func(ctx context.Context) error {
 		_, err := p.wait(ctx)
 		return err

@@ -258,26 +258,28 @@ func (t *table) renameLocked(r *record.Record) {
 	}
 }
 
-// dropGrave forgets a grave that history gave up, and the file with its last one.
-func (t *table) dropGrave(id proto.FileID, lsn proto.LSN) {
+// dropGrave forgets a grave that history gave up, and the file with its last
+// one. It returns the files that are forgotten.
+func (t *table) dropGrave(id proto.FileID, lsn proto.LSN) (gone []proto.FileID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.nodes[id]
 	if n == nil {
-		return
+		return nil
 	}
 	n.graves = slices.DeleteFunc(n.graves, func(g proto.LSN) bool { return g == lsn })
 	if len(n.graves) == 0 && len(n.names) == 0 {
-		t.forgetLocked(n)
+		gone = t.forgetLocked(n, nil)
 	}
+	return gone
 }
 
-func (t *table) forgetLocked(n *node) {
+func (t *table) forgetLocked(n *node, gone []proto.FileID) []proto.FileID {
 	for _, kid := range n.kids {
 		if k := t.nodes[kid]; k != nil {
 			k.names = slices.DeleteFunc(k.names, func(p place) bool { return p.dir == n.id })
 			if len(k.names) == 0 && len(k.graves) == 0 {
-				t.forgetLocked(k)
+				gone = t.forgetLocked(k, gone)
 			}
 		}
 	}
@@ -285,6 +287,7 @@ func (t *table) forgetLocked(n *node) {
 	if t.byIno[n.ident.Ino] == n.id {
 		delete(t.byIno, n.ident.Ino)
 	}
+	return append(gone, n.id)
 }
 
 func stale(id proto.FileID) error { return status.New(status.Stale, "", id.String()) }

@@ -106,6 +106,32 @@ func (t *tree) insert(h *handle) *handle {
 	return h
 }
 
+// dropHandles closes the descriptors of files that are gone: as long as one is
+// open the file takes its space.
+func (t *tree) dropHandles(ids []proto.FileID) {
+	var drop []*handle
+	t.hmu.Lock()
+	for _, id := range ids {
+		for _, write := range []bool{false, true} {
+			k := handleKey{id: id, write: write}
+			e := t.handles[k]
+			if e == nil {
+				continue
+			}
+			h := e.Value.(*handle)
+			t.lru.Remove(e)
+			delete(t.handles, k)
+			if h.gone = true; h.refs == 0 {
+				drop = append(drop, h)
+			}
+		}
+	}
+	t.hmu.Unlock()
+	for _, h := range drop {
+		h.closeAll()
+	}
+}
+
 // closeHandles empties the cache; handles in use are closed by their last release.
 func (t *tree) closeHandles() {
 	t.hmu.Lock()

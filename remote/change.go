@@ -157,7 +157,6 @@ func (s *Session) answeredLocked(seq proto.Seq, res proto.Result, err error) {
 
 func (s *Session) failedLocked(f oplog.Failure) {
 	s.opErr = f.Err.Error()
-	s.o.Log.Warn().Err(f.Err).Uint64("seq", uint64(f.Seq)).Uint64("fid", uint64(f.ID)).Msg("a logged change failed")
 	s.upcalls.failed(f)
 }
 

@@ -330,15 +330,23 @@ func TestDiskFull(t *testing.T) {
 	}
 	require.ErrorIs(t, full, unix.ENOSPC)
 	t.Logf("full after %d files of 1 MiB", len(durable)-1)
-	for i := range 6 { // to the last byte: without fsync cp or sync is told
+	for i := range 6 { // to the last byte: without fsync the writer is told, too
 		name := filepath.Join(m, "last"+string(rune('0'+i)))
-		if err := os.WriteFile(name, bytes.Repeat([]byte{2}, 4<<20), 0o644); err != nil {
+		want := bytes.Repeat([]byte{2}, 4<<20)
+		if err := os.WriteFile(name, want, 0o644); err != nil {
 			require.ErrorIs(t, err, unix.ENOSPC)
+			continue
 		}
+		got, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, got), "a write that succeeded has not failed later")
 	}
-	_, err := l.try("cagefs", "sync", m)
-	require.ErrorContains(t, err, "no space left on device")
-	require.Equal(t, 8, exitCode(err))
+	large := l.path("large")
+	require.NoError(t, os.WriteFile(large, make([]byte, 90<<20), 0o600))
+	said, err := exec.Command("cp", large, m+"/large").CombinedOutput()
+	require.Error(t, err, "cp does not succeed with half a file")
+	require.Contains(t, string(said), "No space left on device")
+	l.run("cagefs", "sync", m)
 
 	// It is a mount like any other.
 	b, err := os.ReadFile(m + "/precious")
