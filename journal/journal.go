@@ -54,7 +54,7 @@ type Applied struct {
 
 // Report is what recovery did.
 type Report struct {
-	Clean     bool // the last stop was orderly
+	Clean     bool // the last stop was orderly, or there was none
 	Boot      uint32
 	Last      proto.LSN // newest record
 	Replayed  int       // records after the checkpoint

@@ -102,6 +102,7 @@ func TestEverydayOperations(t *testing.T) {
 	eachDisk(t, func(t *testing.T, fs vfs.FS) {
 		e, rep := openOn(t, fs)
 		require.Equal(t, uint32(1), rep.Boot)
+		require.True(t, rep.Clean)
 		d := e.make(proto.RootID, "d", proto.ModeDir|0o755)
 		f := e.file(d, "f", "hello")
 		require.Equal(t, "hello", e.content(f))

@@ -56,7 +56,7 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 		return nil, err
 	}
 	r.report.Last = j.log.Last()
-	r.report.Clean = ck.clean && r.report.Replayed == 0
+	r.report.Clean = (ck.clean || j.log.Last() == 0) && r.report.Replayed == 0
 	r.report.Boot = ck.boot + 1
 	j.boot = r.report.Boot
 	if j.opts.ReadOnly {
