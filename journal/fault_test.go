@@ -457,3 +457,18 @@ func TestSyncAfterAFailedWrite(t *testing.T) {
 		})
 	}
 }
+
+// TestSyncOfAFileThatIsGone: a process of the server has removed or moved it; nobody's sync fails for that.
+func TestSyncOfAFileThatIsGone(t *testing.T) {
+	disk := vfs.NewMem(1)
+	e, _ := openOn(t, disk)
+	defer e.Close()
+	id := e.file(proto.RootID, "f", strings.Repeat("precious", 1024))
+	root, err := disk.Root()
+	require.NoError(t, err)
+	defer root.Close()
+	require.NoError(t, root.Rename("f", root, "g", 0))
+	e.tree.closeHandles()
+	e.must(&proto.Sync{ID: proto.RootID, All: true})
+	require.NotContains(t, e.loose, id)
+}

@@ -88,7 +88,10 @@ func (j *Journal) nextToGo(graves []proto.LSN, needed proto.LSN) proto.LSN {
 }
 
 // giveUp ends history at a record, on record, then removes what only it needed.
+// A transaction, which plans with graves, holds planMu to its end.
 func (j *Journal) giveUp(upto proto.LSN, graves []proto.LSN) error {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
 	if upto > j.oldest() { // not only what a session held open before
 		if err := j.log.AppendReserved(&record.Record{Kind: record.Prune, Upto: upto}); err != nil {
 			return err

@@ -226,6 +226,9 @@ func (j *Journal) syncStep(id proto.FileID) (wait func(context.Context) error, e
 		}, nil
 	}
 	h, err := j.tree.file(id, false)
+	if status.Of(err) == status.Stale {
+		return func(context.Context) error { return j.syncUnreachable(id, l) }, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -290,6 +293,22 @@ func (j *Journal) syncInFile(id proto.FileID, l *loose, f vfs.File, upto proto.L
 	}
 	j.planMu.Unlock()
 	return err
+}
+
+// syncUnreachable makes the new bytes of a file durable that a process of the
+// server has moved away or removed: wherever it is, with all others.
+func (j *Journal) syncUnreachable(id proto.FileID, l *loose) error {
+	if err := j.opts.FS.SyncFS(); err != nil {
+		err = status.Newf(status.IO, "sync", "export", "%w", err)
+		j.fail(err)
+		return err
+	}
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	if j.loose[id] == l && l.done == nil {
+		delete(j.loose, id)
+	}
+	return nil
 }
 
 // serverSubmission is on whose behalf the server's own records are.
