@@ -20,7 +20,7 @@ const blockSize = 128 << 10
 
 // patience is how long statfs and the attributes of the mount's root wait for
 // a server that seems to be there, before they are answered from memory.
-const patience = time.Second
+const patience = 250 * time.Millisecond
 
 // fillAttr turns attributes into the kernel's form.
 func fillAttr(out *fuse.Attr, a *proto.Attr) {
@@ -241,7 +241,7 @@ func (s *fileSystem) freeSpace(ctx context.Context, h *fuse.InHeader) (proto.Sta
 }
 
 // remembered is an answer that a server which does not answer must not hold
-// up: after a second, or at once while the session is reconnecting, the last
+// up: after patience, or at once while the session is reconnecting, the last
 // one is given again. Safe for concurrent use.
 type remembered[T any] struct {
 	fresh time.Duration // how long an answer is good without asking again; set at construction
@@ -258,6 +258,13 @@ func (r *remembered[T]) remember(v T) {
 	r.last, r.at = v, time.Now()
 }
 
+// hold lets nobody else wait for some time.
+func (r *remembered[T]) hold() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.at = time.Now()
+}
+
 // get asks, or gives the last answer. Errors other than silence are passed on.
 func (r *remembered[T]) get(ctx context.Context, session *remote.Session, ask func(context.Context) (T, error)) (T, error) {
 	r.mu.Lock()
@@ -271,6 +278,7 @@ func (r *remembered[T]) get(ctx context.Context, session *remote.Session, ask fu
 	v, err := ask(ctx)
 	if err != nil {
 		if silence(err) {
+			r.hold()
 			return last, nil
 		}
 		return v, err
