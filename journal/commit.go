@@ -454,20 +454,43 @@ func (j *Journal) cancelRecords(p *pending, code status.Code) []*record.Record {
 // between plan and apply: what it wrote is the before-image then. Later changes
 // of the same files wait in their plans, so the order stays.
 func (j *Journal) replan(p *pending) error {
+	for {
+		err := j.tryReplan(p)
+		var image needImage
+		switch {
+		case errors.As(err, &image):
+			if err := j.prepareImage(image); err != nil {
+				return err
+			}
+		case internal(err): // to wait here would be to wait for itself
+			return status.Again
+		default:
+			return err
+		}
+	}
+}
+
+func (j *Journal) tryReplan(p *pending) error {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
-	cancels := j.cancelRecords(p, status.Again)
 	for _, r := range p.recs {
 		j.busy.drop(r)
+		j.looseCancel(r)
 	}
 	fresh := &pending{Ticket: p.Ticket, sub: p.sub, order: p.order}
 	if err := j.planLocked(fresh); err != nil {
+		for _, r := range p.recs { // its turn is not over
+			j.busy.add(r)
+		}
 		return err
+	}
+	if len(fresh.recs) == 0 { // nothing has to change any more: that is its result
+		fresh.recs = []*record.Record{{Kind: record.Result}}
 	}
 	for _, r := range fresh.recs {
 		who(r, p.sub)
 	}
-	if err := j.log.Append(append(cancels, fresh.recs...)...); err != nil {
+	if err := j.log.Append(append(j.cancelRecords(p, status.Again), fresh.recs...)...); err != nil {
 		return err
 	}
 	for _, r := range fresh.recs {

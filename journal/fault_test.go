@@ -472,3 +472,71 @@ func TestSyncOfAFileThatIsGone(t *testing.T) {
 	e.must(&proto.Sync{ID: proto.RootID, All: true})
 	require.NotContains(t, e.loose, id)
 }
+
+// TestLocalChangeBeforeLargeTruncation: the copy of what is cut off is made again.
+func TestLocalChangeBeforeLargeTruncation(t *testing.T) {
+	disk := vfs.NewMem(1)
+	var armed atomic.Bool
+	var local func()
+	fs := vfs.Inject(disk, func(op vfs.Op) error {
+		if op.Kind == "datasync" && armed.CompareAndSwap(true, false) {
+			local()
+		}
+		return nil
+	})
+	e, _ := openOn(t, fs)
+	defer e.Close()
+	id := e.file(proto.RootID, "f", "")
+	for i := range 3 {
+		e.must(&proto.Write{ID: id, Off: uint64(i) << 20, Data: []byte(strings.Repeat("x", 1<<20))})
+	}
+	f := onDisk(t, disk, "f")
+	local = func() {
+		_, err := f.WriteAt([]byte("local"), 0)
+		require.NoError(t, err)
+	}
+	armed.Store(true)
+	r := e.must(&proto.SetAttr{ID: id, Mask: proto.SetSize, Size: 0})
+	require.Empty(t, e.content(id))
+	g, err := e.tree.grave.Open(graveName(r.LSN), false)
+	require.NoError(t, err)
+	defer g.Close()
+	kept, err := readFull(g, 0, 6)
+	require.NoError(t, err)
+	require.Equal(t, "localx", string(kept))
+}
+
+// TestReplanFindsNothingToDo: a process of the server has made the two names one file meanwhile.
+func TestReplanFindsNothingToDo(t *testing.T) {
+	disk := vfs.NewMem(1)
+	var armed atomic.Bool
+	var local func()
+	fs := vfs.Inject(disk, func(op vfs.Op) error {
+		if op.Kind == "datasync" && armed.CompareAndSwap(true, false) {
+			local()
+		}
+		return nil
+	})
+	e, _ := openOn(t, fs)
+	e.file(proto.RootID, "a", "a")
+	e.file(proto.RootID, "b", "b")
+	local = func() {
+		root, err := disk.Root()
+		require.NoError(t, err)
+		defer root.Close()
+		require.NoError(t, root.Remove("b"))
+		require.NoError(t, root.Link("a", root, "b"))
+	}
+	armed.Store(true)
+	rename := &proto.Rename{Dir: proto.RootID, Name: "a", NewDir: proto.RootID, NewName: "b"}
+	e.must(rename)
+	for _, name := range []string{"a", "b"} { // as rename(2) leaves two names of one file
+		_, err := e.Lookup(proto.RootID, name)
+		require.NoError(t, err)
+	}
+	require.NoError(t, e.Close())
+	e, _ = openOn(t, disk)
+	defer e.Close()
+	e.seq--
+	e.must(rename)
+}

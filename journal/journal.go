@@ -84,7 +84,7 @@ func Open(ctx context.Context, o Options) (*Journal, *Report, error) { return op
 // Close applies what was submitted, checkpoints and closes. Idempotent.
 func (j *Journal) Close() error { return j.close() }
 
-// Boot is the number of this start. FSType-like facts are in StatFS.
+// Boot is the number of this start, from 1.
 func (j *Journal) Boot() uint32 { return j.boot }
 
 // Last returns the newest applied LSN.

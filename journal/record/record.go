@@ -41,7 +41,7 @@ const (
 	FlagDir                    // Remove, Restore, Rename: ID is a directory
 	FlagTree                   // Remove, Restore: the directory goes with what is in it (transactions only)
 	FlagGraveImage             // Truncate: the cut bytes are the content of the file grave/LSN
-	FlagHole                   // Write: the range becomes a hole (rollback); all pieces are OldData or already holes
+	FlagHole                   // Write: the range becomes a hole (rollback); its pieces are PieceOver
 	FlagRecovered              // made by recovery
 )
 

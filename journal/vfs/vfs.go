@@ -68,8 +68,7 @@ type Info struct {
 type Dir interface {
 	// OpenDir opens a subdirectory: ENOTDIR if it is none (also for symlinks).
 	OpenDir(name string) (Dir, error)
-	// Open opens a regular file for reading and writing (O_RDWR, or O_RDONLY
-	// where only that is possible is NOT tried: the caller asks with write=false).
+	// Open opens a regular file for reading, with write for writing too.
 	// EISDIR, ELOOP or ENXIO for other types.
 	Open(name string, write bool) (File, error)
 	// Create makes a regular file that must not exist, with exactly perm, and
