@@ -336,7 +336,9 @@ func (j *Journal) commitLoop() {
 			go func() {
 				err := j.endCheckpoint(c)
 				if err == nil {
-					err = j.prune(c.lsn)
+					if err := j.prune(c.lsn); err != nil { // nothing promised hangs on it
+						j.opts.Log.Warn().Err(err).Msg("old history could not be given up")
+					}
 				}
 				ended <- err
 			}()

@@ -545,3 +545,27 @@ func TestReplanFindsNothingToDo(t *testing.T) {
 	e.seq--
 	e.must(rename)
 }
+
+// TestPruningThatFailsStopsNothing: history takes more than it should then, that is all.
+func TestPruningThatFailsStopsNothing(t *testing.T) {
+	disk := vfs.NewMem(1)
+	var failed atomic.Int64
+	fs := vfs.Inject(disk, func(op vfs.Op) error {
+		if op.Kind == "remove" && strings.HasPrefix(op.Path, ".cage/grave/") {
+			failed.Add(1)
+			return syscall.EIO
+		}
+		return nil
+	})
+	j, _, err := Open(t.Context(), Options{FS: fs, SegmentSize: 64 << 10, CheckpointBytes: 16 << 10, HistoryCap: 64 << 10})
+	require.NoError(t, err)
+	e := &testExport{Journal: j, t: t, ses: testSession, ack: true}
+	require.NoError(t, j.OpenSession(testSession, 1, "key"))
+	require.Eventually(t, func() bool {
+		e.file(proto.RootID, "f", "x")
+		e.must(&proto.Remove{Dir: proto.RootID, Name: "f"})
+		return failed.Load() > 2
+	}, 20*time.Second, time.Microsecond)
+	require.NoError(t, e.Failed())
+	require.NoError(t, e.Close())
+}

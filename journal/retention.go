@@ -129,6 +129,9 @@ func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 	j.viewMu.Lock()
 	defer j.viewMu.Unlock()
 	info, err := j.tree.grave.Stat(name)
+	if notThere(err) { // a process of the server was there before
+		return nil
+	}
 	if err != nil {
 		return err
 	}
