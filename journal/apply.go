@@ -349,7 +349,10 @@ func revertWrite(f vfs.File, r *record.Record) error {
 			return err
 		}
 	}
-	return f.Truncate(int64(r.OldSize))
+	if err := f.Truncate(int64(r.OldSize)); err != nil {
+		return err
+	}
+	return f.Utimes(vfs.OmitTime, int64(r.OldMtime))
 }
 
 // writeImages writes the after-images of a Write or Data record.
