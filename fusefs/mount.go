@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/rs/zerolog"
@@ -149,7 +150,7 @@ func (m *Mounted) Unmount(ctx context.Context) error {
 	if err := m.onTop(); err != nil {
 		return err
 	}
-	if err := detach(ctx, m.point, false); err != nil {
+	if err := m.detachUnused(ctx); err != nil {
 		return err
 	}
 	select {
@@ -157,6 +158,31 @@ func (m *Mounted) Unmount(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return status.Wrap(ctx.Err(), "umount", m.point)
+	}
+}
+
+// busyGrace is how long a mount may be in use before Unmount gives up. Who has
+// just ended, or forks, holds files for some milliseconds longer.
+const busyGrace = 500 * time.Millisecond
+
+// detachUnused detaches the mount once nobody uses it: status.Busy after busyGrace.
+func (m *Mounted) detachUnused(ctx context.Context) error {
+	grace := time.NewTimer(busyGrace)
+	defer grace.Stop()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		err := detach(ctx, m.point, false)
+		if status.Of(err) != status.Busy {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-grace.C:
+			return err
+		case <-ctx.Done():
+			return err
+		}
 	}
 }
 
