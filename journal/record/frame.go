@@ -12,7 +12,7 @@ import (
 
 // Sizes and limits of a frame.
 const (
-	Version      = 1        // format of frames and segments that this program writes, and the newest it reads
+	Version      = 2        // format of frames and segments that this program writes, and the newest it reads
 	HeaderSize   = 96       // bytes of a frame's header, and of a mark
 	Align        = 8        // frames and sections are multiples of it
 	MaxSkeletons = 1 << 20  // bytes of a skeleton section

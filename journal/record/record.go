@@ -7,7 +7,7 @@ type Kind uint8
 
 // The kinds. "Inverse" is the kind that takes it back.
 const (
-	Make       Kind = iota + 1 // stage/ID becomes Dir/Name. Inverse: Remove
+	Make       Kind = iota + 1 // stage/ID becomes Dir/Name, or, without Name, grave/LSN. Inverse: Remove
 	Link                       // ID gets the further name Dir/Name. Inverse: Remove
 	Remove                     // Dir/Name goes to grave/LSN. Inverse: Restore
 	Rename                     // Dir/Name becomes NewDir/NewName; Victim, if any, goes to grave/LSN, or with FlagExchange to Dir/Name. Inverse: Rename (and Restore of the victim)
@@ -31,6 +31,8 @@ const (
 	Session                    // a session of client number Client began (Count 1) or ended (Count 0); Value is its key's hash
 	Checkpoint                 // everything up to Upto is applied and durable in the tree
 	Prune                      // history below Upto is given up: its graves and segments may be gone
+	Allocate                   // blocks for bytes [Off, Off+Len) of ID are reserved; the size goes from OldSize to NewSize. Inverse: Truncate, where the size changed
+	Gap                        // between the time OldMtime and this record no server watched: changes found from here on that carry FlagGap may be from then
 
 	endKind // one more than the last
 )
@@ -40,9 +42,11 @@ const (
 	FlagExchange   = 1 << iota // Rename: the two names change places
 	FlagDir                    // Remove, Restore, Rename: ID is a directory
 	FlagTree                   // Remove, Restore: the directory goes with what is in it (transactions only)
-	FlagGraveImage             // Truncate: the cut bytes are the content of the file grave/LSN
-	FlagHole                   // Write: the range becomes a hole (rollback); its pieces are PieceOver
+	FlagGraveImage             // Truncate, Write with FlagHole: the bytes taken away are the content of the file grave/LSN, at their place
+	FlagHole                   // Write: the range becomes a hole; its pieces are PieceOver
 	FlagRecovered              // made by recovery
+	FlagLocal                  // a process of the server did this; the record was made when it was found done
+	FlagGap                    // Local, or with FlagLocal: done while no server ran
 )
 
 // Inode is an inode's identity on the server's file system.

@@ -107,7 +107,7 @@ func (l *Log) join(id *proto.Ident, w *proto.Write) bool {
 	}
 	e := &l.entries[len(l.entries)-1]
 	last, ok := e.op.(*proto.Write)
-	if !ok || !e.logged || last.ID != w.ID || last.Off+uint64(len(last.Data)) != w.Off ||
+	if !ok || !e.logged || last.ID != w.ID || last.Append != w.Append || last.Off+uint64(len(last.Data)) != w.Off ||
 		len(last.Data)+len(w.Data) > proto.MaxIO || !sameIdent(&e.ident, id) {
 		return false
 	}
@@ -311,6 +311,10 @@ func own(op proto.Op) (proto.Op, int) {
 		return ref(*o), 0
 	case *proto.Label:
 		return ref(*o), 0
+	case *proto.Allocate:
+		return ref(*o), 0
+	case *proto.Copy:
+		return ref(*o), 0
 	}
 	return op, 0
 }
@@ -339,6 +343,10 @@ func fileOf(op proto.Op) proto.FileID {
 		return o.Dir
 	case *proto.Rename:
 		return o.NewDir
+	case *proto.Allocate:
+		return o.ID
+	case *proto.Copy:
+		return o.ID
 	}
 	return 0
 }

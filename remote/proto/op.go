@@ -17,6 +17,8 @@ const (
 	OpLabel
 	OpRollback
 	OpUndo
+	OpAllocate
+	OpCopy
 )
 
 // Op is an operation that changes an export, or orders changes (Sync). It is
@@ -24,12 +26,17 @@ const (
 type Op interface{ Kind() OpKind }
 
 // Make creates a file of any type under a name that must be free: open(O_CREAT),
-// mkdir, mknod, symlink. The umask has been applied already. A setgid directory
+// mkdir, mknod, symlink. A setgid directory
 // gives its group (and, to directories, its bit) to what is made in it.
+//
+// Without a name it is open(O_TMPFILE): a regular file that belongs to the
+// directory's file system but to none of its names. A Link gives it its first
+// name; without one it is gone when nobody has it open.
 type Make struct {
 	Dir     FileID
-	Name    string
+	Name    string // "": none, regular files only
 	Mode    uint32 // type and permissions
+	Umask   uint32 // permissions still to be taken away where the directory has no default ACL
 	Rdev    uint32
 	Target  string // symlinks only
 	Propose FileID // the number the client wants, from a block that it was given; 0: the server chooses
@@ -114,11 +121,42 @@ type RemoveXattr struct {
 	Name string
 }
 
-// Write puts bytes at an offset, at most MaxIO of them.
+// Write puts bytes at an offset, at most MaxIO of them. With Append they go to
+// the end of the file, wherever that is when their turn comes; Off is then where
+// the client takes it to be, and the result's N where it was.
 type Write struct {
+	ID     FileID
+	Off    uint64
+	Append bool
+	Data   []byte
+}
+
+// Modes of an Allocate, as in fallocate(2).
+const (
+	AllocKeepSize  = 0x01
+	AllocPunchHole = 0x02
+	AllocZeroRange = 0x10
+)
+
+// Allocate is fallocate(2): it reserves blocks for a range (Mode 0: and extends
+// the file to its end), makes it a hole (AllocPunchHole with AllocKeepSize), or
+// makes it zeros (AllocZeroRange). Other modes are Unsupported.
+type Allocate struct {
 	ID   FileID
+	Mode uint32
 	Off  uint64
-	Data []byte
+	Len  uint64
+}
+
+// Copy is copy_file_range(2) between two files of an export: bytes of Src are
+// written to ID as they are when its turn comes, at most MaxIO of them. The
+// result's N is how many there were, fewer than Len at the end of Src.
+type Copy struct {
+	ID     FileID
+	Off    uint64
+	Src    FileID
+	SrcOff uint64
+	Len    uint32
 }
 
 // Sync makes everything durable that was logged before it: of one file with its
@@ -171,6 +209,8 @@ func (*Sync) Kind() OpKind        { return OpSync }
 func (*Label) Kind() OpKind       { return OpLabel }
 func (*Rollback) Kind() OpKind    { return OpRollback }
 func (*Undo) Kind() OpKind        { return OpUndo }
+func (*Allocate) Kind() OpKind    { return OpAllocate }
+func (*Copy) Kind() OpKind        { return OpCopy }
 
 // Change is an operation in its place of a session's operation log.
 type Change struct {
@@ -188,6 +228,7 @@ type Result struct {
 	LSN  LSN        // of the record, or the first of the transaction; 0 where nothing had to change
 	ID   FileID     // Make: the new file. Otherwise the file that was changed.
 	Attr Attr       // of ID after the change, as far as it still exists; Attr.ID 0: not given
+	N    uint64     // Write with Append: where its bytes went; Copy: how many there were
 	Plan []PlanStep // Rollback, Undo: what was or would be done
 	More uint64     // steps of the plan behind those in Plan, where a reply had no room for them
 }

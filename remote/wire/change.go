@@ -66,6 +66,7 @@ func appendOp(b []byte, op proto.Op) []byte {
 		b = appendInt(b, op.Dir)
 		b = appendBytes(b, op.Name)
 		b = appendInt(b, op.Mode)
+		b = appendInt(b, op.Umask)
 		b = appendInt(b, op.Rdev)
 		b = appendBytes(b, op.Target)
 		b = appendInt(b, op.Propose)
@@ -103,6 +104,7 @@ func appendOp(b []byte, op proto.Op) []byte {
 	case *proto.Write:
 		b = appendInt(b, op.ID)
 		b = appendInt(b, op.Off)
+		b = appendFlag(b, op.Append)
 		b = appendInt(b, uint64(len(op.Data)))
 	case *proto.Sync:
 		b = appendInt(b, op.ID)
@@ -119,6 +121,17 @@ func appendOp(b []byte, op proto.Op) []byte {
 		b = appendBytes(b, op.Path)
 		b = appendFlag(b, op.Redo)
 		b = appendFlag(b, op.DryRun)
+	case *proto.Allocate:
+		b = appendInt(b, op.ID)
+		b = appendInt(b, op.Mode)
+		b = appendInt(b, op.Off)
+		b = appendInt(b, op.Len)
+	case *proto.Copy:
+		b = appendInt(b, op.ID)
+		b = appendInt(b, op.Off)
+		b = appendInt(b, op.Src)
+		b = appendInt(b, op.SrcOff)
+		b = appendInt(b, op.Len)
 	}
 	return b
 }
@@ -127,7 +140,7 @@ func appendOp(b []byte, op proto.Op) []byte {
 func (c *Cursor) op(op proto.Op) {
 	switch op := op.(type) {
 	case *proto.Make:
-		*op = proto.Make{Dir: c.fid(), Name: c.name(), Mode: c.u32(), Rdev: c.u32(),
+		*op = proto.Make{Dir: c.fid(), Name: c.name(), Mode: c.u32(), Umask: c.u32(), Rdev: c.u32(),
 			Target: c.str(proto.MaxTarget), Propose: c.fid()}
 	case *proto.Link:
 		*op = proto.Link{ID: c.fid(), Dir: c.fid(), Name: c.name()}
@@ -143,7 +156,7 @@ func (c *Cursor) op(op proto.Op) {
 	case *proto.RemoveXattr:
 		*op = proto.RemoveXattr{ID: c.fid(), Name: c.name()}
 	case *proto.Write:
-		*op = proto.Write{ID: c.fid(), Off: c.uvarint(), Data: c.bytes(proto.MaxIO)}
+		*op = proto.Write{ID: c.fid(), Off: c.uvarint(), Append: c.flag(), Data: c.bytes(proto.MaxIO)}
 	case *proto.Sync:
 		*op = proto.Sync{ID: c.fid(), All: c.flag()}
 	case *proto.Label:
@@ -154,6 +167,10 @@ func (c *Cursor) op(op proto.Op) {
 	case *proto.Undo:
 		*op = proto.Undo{LSNs: list(c, c.count(MaxEntries, 1), (*Cursor).lsn), Path: c.str(proto.MaxPath),
 			Redo: c.flag(), DryRun: c.flag()}
+	case *proto.Allocate:
+		*op = proto.Allocate{ID: c.fid(), Mode: c.u32(), Off: c.uvarint(), Len: c.uvarint()}
+	case *proto.Copy:
+		*op = proto.Copy{ID: c.fid(), Off: c.uvarint(), Src: c.fid(), SrcOff: c.uvarint(), Len: c.u32()}
 	default:
 		c.fail("no operation given to decode into")
 	}

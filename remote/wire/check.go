@@ -51,6 +51,10 @@ func CheckOp(op proto.Op) error {
 			return invalid("undo", "", "%d records named, at most %d allowed", len(op.LSNs), MaxEntries)
 		}
 		return first("undo", CheckPath(op.Path))
+	case *proto.Allocate:
+		return checkAllocate(op)
+	case *proto.Copy:
+		return checkCopy(op)
 	default:
 		return status.Newf(status.Unsupported, "change", "", "operation %T", op)
 	}
@@ -88,8 +92,15 @@ func CheckPath(path string) error {
 }
 
 func checkMake(op *proto.Make) error {
-	if err := first("make", checkID(op.Dir), CheckName(op.Name)); err != nil {
+	err := checkID(op.Dir)
+	if err == nil && (op.Name != "" || op.Mode&proto.ModeType != proto.ModeRegular) { // a regular file may be without a name
+		err = CheckName(op.Name)
+	}
+	if err := first("make", err); err != nil {
 		return err
+	}
+	if op.Umask&^0o777 != 0 {
+		return invalid("make", op.Name, "umask %#o", op.Umask)
 	}
 	if op.Mode&^(proto.ModeType|proto.ModePerm) != 0 {
 		return invalid("make", op.Name, "mode %#o", op.Mode)
@@ -150,6 +161,35 @@ func checkWrite(op *proto.Write) error {
 		return status.New(status.TooLarge, "write", op.ID.String())
 	}
 	return first("write", checkID(op.ID))
+}
+
+// checkAllocate has fallocate(2)'s errors.
+func checkAllocate(op *proto.Allocate) error {
+	object := op.ID.String()
+	switch op.Mode {
+	case 0, proto.AllocKeepSize, proto.AllocPunchHole | proto.AllocKeepSize, proto.AllocZeroRange, proto.AllocZeroRange | proto.AllocKeepSize:
+	default:
+		return status.Newf(status.Unsupported, "allocate", object, "mode %#x", op.Mode)
+	}
+	switch {
+	case op.Len == 0 || op.Off > math.MaxInt64 || op.Len > math.MaxInt64:
+		return invalid("allocate", object, "%d bytes at %d", op.Len, op.Off)
+	case op.Len > math.MaxInt64-op.Off:
+		return status.New(status.TooLarge, "allocate", object)
+	}
+	return first("allocate", checkID(op.ID))
+}
+
+func checkCopy(op *proto.Copy) error {
+	switch {
+	case op.Len > proto.MaxIO:
+		return invalid("copy", op.ID.String(), "%d bytes, at most %d allowed", op.Len, proto.MaxIO)
+	case op.Off > math.MaxInt64-uint64(op.Len), op.SrcOff > math.MaxInt64-uint64(op.Len):
+		return status.New(status.TooLarge, "copy", op.ID.String())
+	case op.ID == op.Src && op.Off < op.SrcOff+uint64(op.Len) && op.SrcOff < op.Off+uint64(op.Len):
+		return invalid("copy", op.ID.String(), "the ranges overlap")
+	}
+	return first("copy", checkID(op.ID), checkID(op.Src))
 }
 
 func checkRollback(op *proto.Rollback) error {

@@ -2,7 +2,7 @@
 // its bytes and its limits. It is pure: bytes in, bytes out. It owns no
 // connection and no goroutine, and it knows nothing of caches or journals.
 //
-// This text is the specification, version 1.
+// This text is the specification, version 2.
 //
 // # Connections
 //
@@ -33,6 +33,8 @@
 // every version.
 //
 //	version 1   first version
+//	version 2   allocate, copy and seek; make without a name and with a umask;
+//	            write with append; N in results
 //
 // # Frames
 //

@@ -31,6 +31,7 @@ const (
 	OpGetXattr  Opcode = 28 // XattrReq, BytesRep
 	OpListXattr Opcode = 29 // IDReq, NamesRep
 	OpResolve   Opcode = 30 // ResolveReq, AttrRep: a path, for tools and mounts of a subdirectory
+	OpSeek      Opcode = 31 // SeekReq, SeekRep: the next data or hole of a file
 
 	// Changing (50–79): ChangeReq, ChangeRep; one for each proto.OpKind, at
 	// OpChange + kind. Main connection only, in the order of the session's log.
@@ -88,6 +89,7 @@ var Table = map[Opcode]Spec{
 	OpGetXattr:  {Name: "getxattr", NewRequest: fresh[XattrReq], NewReply: fresh[BytesRep]},
 	OpListXattr: {Name: "listxattr", NewRequest: fresh[IDReq], NewReply: fresh[NamesRep]},
 	OpResolve:   {Name: "resolve", NewRequest: fresh[ResolveReq], NewReply: fresh[AttrRep]},
+	OpSeek:      {Name: "seek", NewRequest: fresh[SeekReq], NewReply: fresh[SeekRep]},
 
 	OpChange + Opcode(proto.OpMake):        change[proto.Make]("make"),
 	OpChange + Opcode(proto.OpLink):        change[proto.Link]("link"),
@@ -101,6 +103,8 @@ var Table = map[Opcode]Spec{
 	OpChange + Opcode(proto.OpLabel):       change[proto.Label]("label"),
 	OpChange + Opcode(proto.OpRollback):    change[proto.Rollback]("rollback"),
 	OpChange + Opcode(proto.OpUndo):        change[proto.Undo]("undo"),
+	OpChange + Opcode(proto.OpAllocate):    change[proto.Allocate]("allocate"),
+	OpChange + Opcode(proto.OpCopy):        change[proto.Copy]("copy"),
 
 	OpLog:    {Name: "log", NewRequest: fresh[LogReq], NewReply: fresh[LogRep]},
 	OpMoment: {Name: "moment", NewRequest: fresh[MomentReq], NewReply: fresh[MomentRep]},

@@ -174,6 +174,46 @@ func (m *ReadRep) Decode(c *Cursor) {
 	m.Data = c.bytes(proto.MaxIO)
 }
 
+// Seeks, as in lseek(2).
+const (
+	SeekData = 0
+	SeekHole = 1
+)
+
+// SeekReq asks for the next data (SeekData) or hole (SeekHole) of a regular file at or after Off.
+type SeekReq struct {
+	ReqHeader
+	ID     proto.FileID
+	Off    uint64
+	Whence uint32
+}
+
+// Append implements Message.
+func (m *SeekReq) Append(b []byte) []byte {
+	b = appendReqHeader(b, &m.ReqHeader)
+	b = appendInt(b, m.ID)
+	b = appendInt(b, m.Off)
+	return appendInt(b, m.Whence)
+}
+
+// Decode implements Message.
+func (m *SeekReq) Decode(c *Cursor) {
+	m.ReqHeader = c.reqHeader()
+	m.ID = c.fid()
+	m.Off = c.uvarint()
+	m.Whence = c.u32()
+}
+
+// SeekRep is where it begins; the end of the file is a hole. status.NoDevice
+// where there is none, as lseek(2).
+type SeekRep struct{ Off uint64 }
+
+// Append implements Message.
+func (m *SeekRep) Append(b []byte) []byte { return appendInt(b, m.Off) }
+
+// Decode implements Message.
+func (m *SeekRep) Decode(c *Cursor) { m.Off = c.uvarint() }
+
 // Open flags.
 const (
 	OpenRead  = 1

@@ -49,7 +49,7 @@ func TestTable(t *testing.T) {
 			require.False(t, s.Data, "changes are ordered: main connection only")
 		}
 	}
-	for k := proto.OpMake; k <= proto.OpUndo; k++ {
+	for k := proto.OpMake; k <= proto.OpCopy; k++ {
 		require.True(t, changes[k], "operation %d has no opcode", k)
 	}
 	require.Equal(t, "opcode 999", Opcode(999).String())
@@ -443,7 +443,7 @@ func TestHeaderBytes(t *testing.T) {
 }
 
 func TestPreambleBytes(t *testing.T) {
-	require.Equal(t, "CAGE\x01\x00\x00\x00", string(AppendPreamble(nil, Version)))
+	require.Equal(t, "CAGE\x02\x00\x00\x00", string(AppendPreamble(nil, Version)))
 	v, err := ParsePreamble([]byte("CAGE\x02\x01\xff\xff and more"))
 	require.NoError(t, err, "reserved bytes are ignored")
 	require.EqualValues(t, 0x102, v)
@@ -501,13 +501,13 @@ func TestPeerIsNewer(t *testing.T) {
 		end, sent := answer(t, newer)
 		_, err := Welcome(end)
 		require.Equal(t, status.Version, status.Of(err))
-		require.ErrorContains(t, err, "server speaks 1, client 2")
+		require.ErrorContains(t, err, fmt.Sprintf("server speaks %d, client %d", Version, Version+1))
 		require.Equal(t, mine, <-sent, "the client is told what the server speaks")
 	})
 	t.Run("server", func(t *testing.T) {
 		end, sent := answer(t, newer)
 		v, err := Greet(end)
-		require.NoError(t, err, "a newer server may speak version 1 too: its reply to the hello says")
+		require.NoError(t, err, "a newer server may speak ours too: its reply to the hello says")
 		require.Equal(t, Version+1, v)
 		require.Equal(t, mine, <-sent)
 	})

@@ -202,6 +202,7 @@ func appendResult(b []byte, r *proto.Result) []byte {
 	b = appendInt(b, r.LSN)
 	b = appendInt(b, r.ID)
 	b = appendAttr(b, &r.Attr)
+	b = appendInt(b, r.N)
 	b, n := appendCut(b, r.Plan, MaxList, appendStep)
 	return appendInt(b, r.More+uint64(len(r.Plan)-n))
 }
@@ -211,6 +212,7 @@ func (c *Cursor) result() proto.Result {
 		LSN:  c.lsn(),
 		ID:   c.fid(),
 		Attr: c.attr(),
+		N:    c.uvarint(),
 		Plan: list(c, c.cutCount(MaxList, stepLeast), (*Cursor).step),
 		More: c.uvarint(),
 	}
