@@ -88,6 +88,24 @@ func (d *disk) powerCycle() {
 	d.attach()
 }
 
+// ext4 makes an ext4 file system of a size in bytes on a loop device, mounts it
+// until the end of the test and returns where.
+func (l *lab) ext4(size int64, mkfs ...string) (dir string) {
+	t := l.t
+	t.Helper()
+	needRoot(t)
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		unavailable(t, "mkfs.ext4 is missing: apt-get install e2fsprogs")
+	}
+	image, dir := l.path("ext4.img"), l.mkdir("ext4")
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, size))
+	command(t, append(append([]string{"mkfs.ext4", "-q", "-F"}, mkfs...), image)...)
+	command(t, "mount", "-o", "loop", image, dir)
+	t.Cleanup(func() { command(t, "umount", dir) })
+	return dir
+}
+
 // unavailable skips a test; where tests must not be skipped, it fails.
 func unavailable(t testing.TB, format string, args ...any) {
 	t.Helper()

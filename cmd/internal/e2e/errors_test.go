@@ -292,17 +292,8 @@ func TestExportVanishes(t *testing.T) {
 // TestDiskFull fills a small file system: whoever writes is told, all else goes
 // on, and so does writing once there is room.
 func TestDiskFull(t *testing.T) {
-	needRoot(t)
-	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		t.Skip("mkfs.ext4 is missing: apt-get install e2fsprogs")
-	}
 	l := newLab(t, "")
-	image, disk := l.path("image"), l.mkdir("disk")
-	require.NoError(t, os.WriteFile(image, nil, 0o600))
-	require.NoError(t, os.Truncate(image, 96<<20))
-	command(t, "mkfs.ext4", "-q", "-F", image)
-	command(t, "mount", "-o", "loop", image, disk)
-	t.Cleanup(func() { command(t, "umount", disk) })
+	disk := l.ext4(96 << 20)
 	require.NoError(t, os.Mkdir(disk+"/export", 0o755))
 	require.NoError(t, os.WriteFile(disk+"/ballast", bytes.Repeat([]byte{1}, 20<<20), 0o600))
 	s := l.newServer(disk + "/export")
