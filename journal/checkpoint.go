@@ -5,7 +5,6 @@ import (
 	"errors"
 	"hash/crc32"
 	"io"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -194,13 +193,10 @@ func (j *Journal) snapshotLocked() *checkpointData {
 	j.adoptMu.Lock()
 	ck.nextID = j.idLimit
 	j.adoptMu.Unlock()
-	j.tree.mu.RLock()
-	for _, n := range j.tree.nodes {
-		c := *n
-		c.names, c.graves = slices.Clone(n.names), slices.Clone(n.graves)
-		ck.nodes = append(ck.nodes, &c)
-	}
-	j.tree.mu.RUnlock()
+	j.tree.each(func(n *node) bool {
+		ck.nodes = append(ck.nodes, n)
+		return true
+	})
 	return ck
 }
 

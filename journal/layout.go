@@ -199,7 +199,7 @@ func (r *recovery) restoreContents(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if t.nodes[id] == nil {
+		if _, ok := t.get(id); !ok {
 			continue
 		}
 		if err := r.restoreContent(id, c.layouts[id]); err != nil {

@@ -181,7 +181,7 @@ func (j *Journal) openTree() error {
 	if info.Btime == 0 {
 		return status.Newf(status.Unsupported, "", "", "the file system knows no birth times; a journal needs them to tell files apart")
 	}
-	t.putLocked(&node{id: proto.RootID, ident: info.Ident, typ: proto.ModeDir})
+	t.setRoot(info.Ident)
 	if j.opts.ReadOnly {
 		return nil
 	}

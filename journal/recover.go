@@ -86,39 +86,18 @@ func (r *recovery) loadState() {
 	for n, name := range r.ck.clients {
 		j.setClient(n, name)
 	}
-	root := t.nodes[proto.RootID]
-	for _, n := range r.ck.nodes {
-		if n.id == proto.RootID {
-			root.change, root.ctime = n.change, n.ctime
-			continue
-		}
-		t.putLocked(n)
-	}
-	for _, n := range r.ck.nodes {
-		for _, p := range n.names {
-			t.nameLocked(n, p)
-		}
-	}
+	t.load(r.ck.nodes)
 }
 
 // forgetPruned drops the graves that went with old history after the checkpoint.
 func (r *recovery) forgetPruned() error {
 	t, oldest := r.j.tree, r.j.oldest()
 	r.j.hist.forget(oldest)
-	for _, id := range sortedIDs(t.nodes) {
-		n, ok := t.get(id)
-		if !ok {
-			continue
-		}
-		for _, g := range n.graves {
-			if g >= oldest {
-				continue
-			}
-			if _, err := t.grave.Stat(graveName(g)); notThere(err) {
-				t.dropGrave(id, g)
-			} else if err != nil {
-				return err
-			}
+	for _, g := range t.gravesBelow(oldest) {
+		if _, err := t.grave.Stat(graveName(g.lsn)); notThere(err) {
+			t.dropGrave(g.id, g.lsn)
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -243,8 +222,8 @@ func (r *recovery) closeDirs() {
 func (r *recovery) collect() {
 	t := r.j.tree
 	touch := func(id proto.FileID) {
-		n := t.nodes[id]
-		if n == nil || id == proto.RootID {
+		n, ok := t.get(id)
+		if !ok || id == proto.RootID {
 			return
 		}
 		r.moved[id] = true
@@ -280,8 +259,8 @@ func (r *recovery) collect() {
 		touch(rec.Victim)
 	}
 	for id := range r.moved {
-		n := t.nodes[id]
-		if n == nil {
+		n, ok := t.get(id)
+		if !ok {
 			continue
 		}
 		w := map[place]bool{}

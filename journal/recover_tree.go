@@ -33,8 +33,8 @@ func (r *recovery) openDir(id proto.FileID, path []proto.FileID) (vfs.Dir, error
 	if slices.Contains(path, id) { // in none of the places that go through itself
 		return nil, nil
 	}
-	n := r.j.tree.nodes[id]
-	if n == nil {
+	n, ok := r.j.tree.get(id)
+	if !ok {
 		return nil, nil
 	}
 	candidates := map[place]bool{}
@@ -219,8 +219,8 @@ func (r *recovery) needDir(id proto.FileID, busy map[proto.FileID]bool) error {
 	if r.opened[id] != nil {
 		return nil
 	}
-	n := r.j.tree.nodes[id]
-	if n == nil {
+	n, ok := r.j.tree.get(id)
+	if !ok {
 		return nil
 	}
 	if r.moved[id] {
@@ -321,14 +321,12 @@ func (r *recovery) bury(p place, info vfs.Info) error {
 	if err := r.opened[p.dir].Rename(p.name, j.tree.grave, graveName(recs[1].LSN), vfs.RenameNoReplace); err != nil {
 		return err
 	}
-	keep := j.tree.nodes[p.dir].kids[p.name]
+	keep := j.tree.kid(p)
 	for _, rec := range recs {
 		j.tree.apply(rec)
 		j.hist.add(rec)
 	}
-	if n := j.tree.nodes[keep]; n != nil {
-		j.tree.nameLocked(n, p)
-	}
+	j.tree.name(keep, p)
 	path, _ := j.tree.path(p.dir)
 	r.report.Strangers = append(r.report.Strangers, path+"/"+p.name)
 	return nil
@@ -394,12 +392,7 @@ func (r *recovery) vanished(id proto.FileID) {
 	t := r.j.tree
 	path, _ := t.path(id)
 	r.report.Strangers = append(r.report.Strangers, path+" (gone)")
-	if n := t.nodes[id]; n != nil {
-		for _, p := range slices.Clone(n.names) {
-			t.unnameLocked(id, p)
-		}
-		n.graves = nil
-	}
+	t.vanish(id)
 	delete(r.moved, id)
 }
 

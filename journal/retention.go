@@ -135,9 +135,7 @@ func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 	if err != nil {
 		return err
 	}
-	j.tree.mu.RLock()
-	id := j.tree.byIno[info.Ino]
-	j.tree.mu.RUnlock()
+	id := j.tree.holder(info.Ident)
 	j.holdMu.Lock()
 	held := id != 0 && j.holds[id] > 0
 	j.holdMu.Unlock()

@@ -49,11 +49,94 @@ func (t *table) get(id proto.FileID) (node, bool) {
 	if n == nil {
 		return node{}, false
 	}
+	return n.copy(), true
+}
+
+// copy is a node that shares nothing with n, without its kids.
+func (n *node) copy() node {
 	c := *n
 	c.kids = nil
 	c.names = slices.Clone(n.names)
 	c.graves = slices.Clone(n.graves)
-	return c, true
+	return c
+}
+
+// each calls f with copies of all nodes, ascending, until it returns false. No
+// lock is held meanwhile: changes during the call may be seen or not.
+func (t *table) each(f func(*node) bool) {
+	t.mu.RLock()
+	ids := sortedIDs(t.nodes)
+	t.mu.RUnlock()
+	for _, id := range ids {
+		if n, ok := t.get(id); ok && !f(&n) {
+			return
+		}
+	}
+}
+
+// kid returns the file that the table has under a name, 0 if none.
+func (t *table) kid(at place) proto.FileID {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if dir := t.nodes[at.dir]; dir != nil {
+		return dir.kids[at.name]
+	}
+	return 0
+}
+
+// holder returns the file that has an inode, 0 if none.
+func (t *table) holder(ident vfs.Ident) proto.FileID {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n := t.nodes[t.byIno[ident.Ino]]; n != nil && n.ident == ident {
+		return n.id
+	}
+	return 0
+}
+
+// graveOf is a grave with the file that it holds.
+type graveOf struct {
+	lsn proto.LSN
+	id  proto.FileID
+}
+
+// gravesBelow lists the graves of records below one.
+func (t *table) gravesBelow(lsn proto.LSN) (out []graveOf) {
+	t.each(func(n *node) bool {
+		for _, g := range n.graves {
+			if g < lsn {
+				out = append(out, graveOf{g, n.id})
+			}
+		}
+		return true
+	})
+	return out
+}
+
+// setRoot enters the export's root directory.
+func (t *table) setRoot(ident vfs.Ident) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.putLocked(&node{id: proto.RootID, ident: ident, typ: proto.ModeDir})
+}
+
+// load takes over the nodes of a checkpoint. The root stays the inode that it is.
+func (t *table) load(nodes []*node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	root := t.nodes[proto.RootID]
+	for _, n := range nodes {
+		if n.id == proto.RootID {
+			root.change, root.ctime = n.change, n.ctime
+			continue
+		}
+		t.putLocked(n)
+	}
+	for _, n := range nodes {
+		for _, p := range n.names {
+			t.nameLocked(n, p)
+		}
+	}
 }
 
 // find returns the number of the inode seen under a name, if it has one, and
@@ -117,6 +200,29 @@ func (t *table) unnameLocked(id proto.FileID, at place) {
 	if n := t.nodes[id]; n != nil {
 		n.names = slices.DeleteFunc(n.names, func(p place) bool { return p == at })
 	}
+}
+
+// name gives a file a name, if there is such a file.
+func (t *table) name(id proto.FileID, at place) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[id]; n != nil {
+		t.nameLocked(n, at)
+	}
+}
+
+// vanish forgets all places of a file that is in none of them.
+func (t *table) vanish(id proto.FileID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodes[id]
+	if n == nil {
+		return
+	}
+	for _, p := range slices.Clone(n.names) {
+		t.unnameLocked(id, p)
+	}
+	n.graves = nil
 }
 
 // unname forgets a name that turned out not to lead to the file any more.

@@ -24,22 +24,16 @@ func (j *Journal) Verify(ctx context.Context, full bool) (VerifyReport, error) {
 	if err != nil || !full {
 		return rep, err
 	}
-	for _, id := range j.tree.numbers() {
-		if err := ctx.Err(); err != nil {
-			return rep, err
-		}
-		rep.Problems = append(rep.Problems, j.verifyFile(id)...)
+	j.tree.each(func(n *node) bool {
+		rep.Problems = append(rep.Problems, j.verifyFile(n.id)...)
+		return ctx.Err() == nil
+	})
+	if err := ctx.Err(); err != nil {
+		return rep, err
 	}
 	problems, err := j.verifyImages(ctx)
 	rep.Problems = append(rep.Problems, problems...)
 	return rep, err
-}
-
-// numbers lists the files of the table.
-func (t *table) numbers() []proto.FileID {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return sortedIDs(t.nodes)
 }
 
 // verifyFile checks the places of a file.
