@@ -22,7 +22,12 @@ const blockSize = 128 << 10
 // a server that seems to be there, before they are answered from memory.
 const patience = 250 * time.Millisecond
 
-// fillAttr turns attributes into the kernel's form.
+// fillAttr turns a source's attributes into the kernel's form.
+func (s *fileSystem) fillAttr(out *fuse.Attr, a *proto.Attr) {
+	fillAttr(out, a)
+	out.Ino = s.ino(a.ID)
+}
+
 func fillAttr(out *fuse.Attr, a *proto.Attr) {
 	*out = fuse.Attr{
 		Ino: uint64(a.ID), Size: a.Size, Blocks: a.Blocks, Mode: a.Mode, Nlink: a.Nlink,
@@ -91,7 +96,7 @@ func (s *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 	if err != nil {
 		return s.errors.status("getattr", err)
 	}
-	fillAttr(&out.Attr, &a)
+	s.fillAttr(&out.Attr, &a)
 	out.SetTimeout(s.attrTimeout(ino, &a))
 	return fuse.OK
 }
@@ -105,7 +110,14 @@ func (s *fileSystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 	if err != nil {
 		return s.errors.status("statx", err)
 	}
-	out.Statx = fuse.Statx{
+	fillStatx(&out.Statx, &a)
+	out.Ino = ino.number()
+	out.SetTimeout(s.attrTimeout(ino, &a))
+	return fuse.OK
+}
+
+func fillStatx(out *fuse.Statx, a *proto.Attr) {
+	*out = fuse.Statx{
 		Mask: unix.STATX_BASIC_STATS, Blksize: blockSize, Nlink: a.Nlink, Uid: a.UID, Gid: a.GID,
 		Mode: uint16(a.Mode), Ino: uint64(a.ID), Size: a.Size, Blocks: a.Blocks,
 		RdevMajor: unix.Major(uint64(a.Rdev)), RdevMinor: unix.Minor(uint64(a.Rdev)),
@@ -115,8 +127,6 @@ func (s *fileSystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 		out.Mask |= unix.STATX_BTIME
 		out.Btime = statxTime(a.Btime)
 	}
-	out.SetTimeout(s.attrTimeout(ino, &a))
-	return fuse.OK
 }
 
 func statxTime(t proto.Time) (out fuse.SxTime) {
@@ -135,7 +145,7 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		if err != nil {
 			return s.errors.status("setattr", err)
 		}
-		fillAttr(&out.Attr, &a)
+		s.fillAttr(&out.Attr, &a)
 		return fuse.OK
 	}
 	who := s.idents.full(&in.InHeader)
@@ -149,7 +159,7 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	if err != nil {
 		return s.errors.status("setattr", err)
 	}
-	fillAttr(&out.Attr, &a)
+	s.fillAttr(&out.Attr, &a)
 	out.SetTimeout(s.attrTimeout(ino, &a))
 	return fuse.OK
 }

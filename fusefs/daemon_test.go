@@ -95,9 +95,9 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 	ctx := context.Background()
 	m.session, err = remote.Dial(ctx, remote.Options{
 		Addr: addr, Export: "x", Keys: keys, Patience: patience, DataPort: true, Dial: m.net.dial, Log: log,
-		Changed: func(c wire.Changed) { <-ready; m.mount.Changed(c) },
-		Reset:   func() { <-ready; m.mount.Reset() },
-		Failed:  func(id proto.FileID, seq proto.Seq, err error) { <-ready; m.mount.Failed(id, seq, err) },
+		Changed: func(c wire.Changed) { <-ready; m.mount.Changed(0, c) },
+		Reset:   func() { <-ready; m.mount.Reset(0) },
+		Failed:  func(id proto.FileID, seq proto.Seq, err error) { <-ready; m.mount.Failed(0, id, seq, err) },
 	})
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 	if err != nil {
 		return nil, err
 	}
-	m.mount, err = Mount(point, Options{Session: m.session, Cache: m.cache, Root: root, Source: addr + ":/x", Log: log})
+	m.mount, err = Mount(point, Options{Sources: []Source{{Session: m.session, Root: root}}, Cache: m.cache, Device: addr + ":/x", Log: log})
 	if err != nil {
 		m.session.Close(ctx)
 		return nil, err

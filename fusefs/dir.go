@@ -169,7 +169,7 @@ func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, ad
 		}
 		for i := range rest {
 			e := &rest[i]
-			de := fuse.DirEntry{Name: e.Name, Mode: e.Attr.Mode, Ino: uint64(e.Attr.ID), Off: cookieToOff(e.Cookie)}
+			de := fuse.DirEntry{Name: e.Name, Mode: e.Attr.Mode, Ino: s.ino(e.Attr.ID), Off: cookieToOff(e.Cookie)}
 			if !add(de, l.now, &e.Attr) {
 				return fuse.OK
 			}
@@ -188,7 +188,7 @@ func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, ad
 func (l *listing) dots(off uint64, add func(fuse.DirEntry) bool) (now uint64, ok bool) {
 	if off == 0 {
 		l.now, l.next = nil, nil // the start is the start of the present directory
-		if !add(fuse.DirEntry{Name: ".", Mode: proto.ModeDir, Ino: uint64(l.ino.id), Off: offDot}) {
+		if !add(fuse.DirEntry{Name: ".", Mode: proto.ModeDir, Ino: l.ino.number(), Off: offDot}) {
 			return off, false
 		}
 		off = offDot

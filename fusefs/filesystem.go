@@ -16,13 +16,17 @@ import (
 	"cagefs.dev/cage/remote/wire"
 )
 
-// fileSystem answers the kernel's requests: fuse.RawFileSystem in kernel
-// terms above, session and cache below.
+// fileSystem answers the kernel's requests for one source: fuse.RawFileSystem
+// in kernel terms above, session and cache below.
+//
+// The kernel's numbers, above, and the cache's have the source's tag; the
+// session's and all within have not.
 //
 // Order of locks: table.mu, then a shard's, and none else while one of these is
 // held. inode.mu is taken alone. dispatcher.mu is taken alone.
 type fileSystem struct {
 	// Set at construction.
+	tag       uint16 // 0: it is the whole mount
 	session   *remote.Session
 	cache     *pagecache.Cache
 	at        proto.LSN
@@ -30,14 +34,13 @@ type fileSystem struct {
 	nameValid time.Duration
 	attrValid time.Duration
 	began     time.Time
-	fd        int             // our own descriptor of the mount
+	fd        int             // our own descriptor of the mount, which is Mounted's
 	life      context.Context // ends when the mount is gone
 	kill      context.CancelFunc
 	inodes    *table
 	idents    *idents
 
 	// Set by the goroutine that mounts, before the first request is served.
-	server *fuse.Server
 	kernel kernel
 	notify *dispatcher
 
@@ -48,25 +51,34 @@ type fileSystem struct {
 	rootAttr remembered[proto.Attr]
 	statFS   remembered[proto.StatFS]
 	tasks    sync.WaitGroup // goroutines of requests and prefetches
-	count    struct {
-		panics   atomic.Int64
-		notified atomic.Int64
-	}
+	notified atomic.Int64   // changes by others that the kernel was told
 }
 
-func newFileSystem(o *Options, fd int) *fileSystem {
+func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
 	s := &fileSystem{
-		session: o.Session, cache: o.Cache, at: o.At, readOnly: o.ReadOnly,
+		tag: tag, session: src.Session, cache: o.Cache, at: src.At, readOnly: o.ReadOnly || src.ReadOnly || src.At != 0,
 		nameValid: o.NameTimeout, attrValid: o.AttrTimeout, began: time.Now(), fd: fd,
-		inodes: newTable(o.Root, o.Session.Applied),
+		inodes: newTable(tag, src.Root, src.Session.Applied),
 		idents: newIdents("/proc", time.Now),
 	}
 	s.errors.log = o.Log
 	s.life, s.kill = context.WithCancel(context.Background())
-	s.rootAttr.remember(o.Root)
+	s.rootAttr.remember(src.Root)
 	s.statFS.fresh = time.Second
 	s.statFS.last = proto.StatFS{BlockSize: 4096, NameMax: proto.MaxName}
 	return s
+}
+
+// key is a file's number in the cache.
+func (s *fileSystem) key(id proto.FileID) proto.FileID { return id.Tagged(s.tag) }
+
+// ino is a file's st_ino.
+func (s *fileSystem) ino(id proto.FileID) uint64 { return uint64(s.key(id)) }
+
+// openPages opens a file in the cache.
+func (s *fileSystem) openPages(b pagecache.Backing, a proto.Attr, upto proto.Seq) (f *pagecache.File, kept bool) {
+	a.ID = s.key(a.ID)
+	return s.cache.Open(b, a, upto)
 }
 
 // header is that of a request which only reads.

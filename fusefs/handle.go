@@ -196,7 +196,7 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, out 
 	ino := s.inodes.open(a.ID)
 	ino.heard(a)
 	f := &openFile{ino: ino, back: &backing{s.session, s.headerOf(who), a.ID}}
-	f.file, kept = s.cache.Open(f.back, *a, upto)
+	f.file, kept = s.openPages(f.back, *a, upto)
 	ino.opened(f.file)
 	// Pages that were dropped from the cache because the file had changed go
 	// from the kernel with this reply, if it has any.

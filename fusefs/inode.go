@@ -14,7 +14,7 @@ import (
 
 // inode is what is known of a file that the kernel knows or that is open.
 type inode struct {
-	id   proto.FileID // set at construction
+	id   proto.FileID // the server's number, without tag; set at construction
 	node uint64       // set at construction: the kernel's number
 
 	// Guarded by the lock of the inode's shard.
@@ -91,15 +91,21 @@ func (ino *inode) own(a *proto.Attr, upto proto.Seq) {
 	}
 }
 
+// number is the inode's st_ino.
+func (ino *inode) number() uint64 {
+	return uint64(ino.id.Tagged(proto.FileID(ino.node).Tag()))
+}
+
 // isDir reports whether the file is known to be a directory.
 func (ino *inode) isDir() bool { return ino.mode.Load()&proto.ModeType == proto.ModeDir }
 
 const shards = 64 // a power of two
 
-// table is all inodes, by the kernel's number. That is the file id, but for the
-// mount's root, which the kernel calls 1 whatever directory of the export it is.
-// Safe for concurrent use.
+// table is all inodes of a source, by the kernel's number. That is the tagged
+// file id; but without a tag the source's root is the mount's, which the kernel
+// calls 1 whatever directory of the export it is. Safe for concurrent use.
 type table struct {
+	tag     uint16           // set at construction
 	root    *inode           // set at construction; never dropped
 	applied func() proto.Seq // set at construction: see remote.Session
 
@@ -114,8 +120,12 @@ type shard struct {
 	inodes map[uint64]*inode // guarded by mu
 }
 
-func newTable(root proto.Attr, applied func() proto.Seq) *table {
-	t := &table{root: &inode{id: root.ID, node: fuse.FUSE_ROOT_ID, lookups: 1}, applied: applied}
+func newTable(tag uint16, root proto.Attr, applied func() proto.Seq) *table {
+	node := uint64(fuse.FUSE_ROOT_ID)
+	if tag != 0 {
+		node = uint64(root.ID.Tagged(tag))
+	}
+	t := &table{tag: tag, root: &inode{id: root.ID, node: node, lookups: 1}, applied: applied}
 	t.root.heard(&root)
 	for i := range t.shards {
 		t.shards[i].inodes = make(map[uint64]*inode)
@@ -127,12 +137,13 @@ func newTable(root proto.Attr, applied func() proto.Seq) *table {
 func (t *table) shard(node uint64) *shard { return &t.shards[node%shards] }
 
 // node is the kernel's number of a file. The export's root is no inode of a
-// mount of one of its directories: ok is then false.
+// mount of one of its directories, and what no server gives out is none at all:
+// ok is then false.
 func (t *table) node(id proto.FileID) (node uint64, ok bool) {
 	if id == t.root.id {
 		return t.root.node, true
 	}
-	return uint64(id), id != proto.RootID
+	return uint64(id.Tagged(t.tag)), id != proto.RootID && id <= proto.MaxFileID
 }
 
 // known returns the inode of a file, nil where the kernel does not know it and it is not open.
@@ -156,7 +167,7 @@ func (t *table) find(node uint64) *inode {
 	if ino := s.inodes[node]; ino != nil {
 		return ino
 	}
-	return &inode{id: proto.FileID(node), node: node}
+	return &inode{id: proto.FileID(node).Tagged(0), node: node}
 }
 
 // remember returns the inode for a reply that gives it to the kernel, and counts that.

@@ -15,7 +15,7 @@ import (
 func newTestTable(root proto.FileID, applied proto.Seq) (*table, *atomic.Uint64) {
 	var at atomic.Uint64
 	at.Store(uint64(applied))
-	t := newTable(proto.Attr{ID: root, Mode: proto.ModeDir | 0o755}, func() proto.Seq { return proto.Seq(at.Load()) })
+	t := newTable(0, proto.Attr{ID: root, Mode: proto.ModeDir | 0o755}, func() proto.Seq { return proto.Seq(at.Load()) })
 	return t, &at
 }
 
@@ -35,6 +35,30 @@ func TestNodesOfAMountedSubdirectory(t *testing.T) {
 	require.True(t, ok)
 	require.EqualValues(t, 78, node)
 	require.Equal(t, proto.FileID(77), tab.find(fuse.FUSE_ROOT_ID).id)
+}
+
+func TestNodesOfATaggedSource(t *testing.T) {
+	const tag = 3
+	tab := newTable(tag, proto.Attr{ID: 77, Mode: proto.ModeDir | 0o755}, func() proto.Seq { return 0 })
+	node, ok := tab.node(77)
+	require.True(t, ok)
+	require.EqualValues(t, tag<<48|77, node, "the mount's root is not this source's")
+	_, ok = tab.node(proto.RootID)
+	require.False(t, ok, "the export's root is not in the mount")
+	_, ok = tab.node(proto.MaxFileID + 1)
+	require.False(t, ok, "a number that no server gives would be another source's")
+
+	ino := tab.remember(file(5, 1))
+	require.EqualValues(t, tag<<48|5, ino.node)
+	require.EqualValues(t, tag<<48|5, ino.number())
+	require.Equal(t, proto.FileID(5), ino.id, "the tag does not cross the wire")
+	require.Same(t, ino, tab.find(tag<<48|5))
+	require.Equal(t, proto.FileID(6), tab.find(tag<<48|6).id)
+	require.Same(t, tab.root, tab.find(tag<<48|77))
+	tab.forget(tag<<48|77, 100)
+	require.Same(t, tab.root, tab.known(77), "the source's root stays")
+	tab.forget(tag<<48|5, 1)
+	require.Nil(t, tab.known(5))
 }
 
 func TestLookupCounts(t *testing.T) {

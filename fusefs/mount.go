@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -31,17 +32,20 @@ const readAhead = "1024"
 // epochMinor is the minor version of the kernel's protocol that knows INC_EPOCH.
 const epochMinor = 44
 
-// Mounted is a mounted directory. All fields are set at construction. Safe for
+// Mounted is a mounted directory. Its fields are set at construction. Safe for
 // concurrent use.
 type Mounted struct {
-	fs    *fileSystem
+	fs    []*fileSystem // of the sources, in their order
+	own   int           // our own descriptor of the mount
 	log   zerolog.Logger
 	point string
 	dev   string        // MAJOR:MINOR of the mount
 	done  chan struct{} // closed when nothing of the mount is left
+
+	panics atomic.Int64
 }
 
-// Mount mounts a directory of an export and returns when the mount works.
+// Mount mounts directories of exports and returns when the mount works.
 // Errors: status.NotFound, NotDir and Busy for the mountpoint, Unsupported
 // where there is no FUSE, NotOwner and Access. After an error nothing stays
 // mounted.
@@ -83,20 +87,22 @@ func serve(point string, fd int, o *Options) (*Mounted, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	s := newFileSystem(o, own)
-	server, err := fuse.NewServer(s, fmt.Sprintf("/dev/fd/%d", fd), o.fuseOptions(func() { s.count.panics.Add(1) }))
+	m := &Mounted{own: own, log: o.Log, point: point, dev: info.dev, done: make(chan struct{})}
+	server, err := fuse.NewServer(m.front(o), fmt.Sprintf("/dev/fd/%d", fd), o.fuseOptions(func() { m.panics.Add(1) }))
 	if err != nil {
 		unix.Close(own)
 		return nil, err
 	}
 	in := server.KernelSettings()
-	s.kernel = &device{
+	kernel := &device{
 		server: server, fd: own,
 		epochs: in.SupportsVersion(7, epochMinor),
 		expire: in.Flags64()&fuse.CAP_HAS_EXPIRE_ONLY != 0,
 	}
-	s.notify = newDispatcher(s.tell, s.tellAll)
-	m := &Mounted{fs: s, log: o.Log, point: point, dev: info.dev, done: make(chan struct{})}
+	for _, s := range m.fs {
+		s.kernel = kernel
+		s.notify = newDispatcher(s.tell, s.tellAll)
+	}
 	go m.serve(server)
 	var st unix.Stat_t
 	if err := unix.Stat(point, &st); err != nil { // not open(2), for which some kernels ask back before they answer
@@ -120,8 +126,23 @@ func (m *Mounted) serve(server *fuse.Server) {
 			m.log.Warn().Err(err).Msg("unmounting")
 		}
 	}
-	m.fs.stop()
-	unix.Close(m.fs.fd)
+	for _, s := range m.fs {
+		s.stop()
+	}
+	unix.Close(m.own)
+}
+
+// front makes the file systems of the sources, and what answers for them all: the
+// only one itself where it is the root.
+func (m *Mounted) front(o *Options) fuse.RawFileSystem {
+	if o.Sources[0].Name == "" {
+		m.fs = []*fileSystem{newFileSystem(o, &o.Sources[0], 0, m.own)}
+		return m.fs[0]
+	}
+	for i := range o.Sources {
+		m.fs = append(m.fs, newFileSystem(o, &o.Sources[i], uint16(i+1), m.own))
+	}
+	return newSources(o, m.fs)
 }
 
 // tune lets the kernel read ahead further than FUSE's own limit; only root may.
@@ -208,19 +229,26 @@ func (m *Mounted) onTop() error {
 	return nil
 }
 
-// Upcalls of the session: remote.Options.Changed, Reset and Failed. They do not
-// block and notify nobody themselves.
+// Upcalls of the session of a source, which is named by its place in
+// Options.Sources: remote.Options.Changed, Reset, Failed and Written. They do
+// not block and notify nobody themselves.
 
 // Changed says that somebody else changed a file.
-func (m *Mounted) Changed(c wire.Changed) { m.fs.changed(c) }
+func (m *Mounted) Changed(source int, c wire.Changed) { m.fs[source].changed(c) }
 
 // Reset says that changes by others may have been missed.
-func (m *Mounted) Reset() { m.fs.notify.everything() }
+func (m *Mounted) Reset(source int) { m.fs[source].notify.everything() }
 
 // Failed says that a change of ours failed which had been accepted: what is
 // cached of the file is not what the server has.
-func (m *Mounted) Failed(id proto.FileID, _ proto.Seq, _ error) {
-	m.fs.notify.put(id, news{failed: true})
+func (m *Mounted) Failed(source int, id proto.FileID, _ proto.Seq, _ error) {
+	m.fs[source].notify.put(id, news{failed: true})
+}
+
+// Written says that a write of ours was applied and gave the file this change number.
+func (m *Mounted) Written(source int, id proto.FileID, change proto.LSN) {
+	s := m.fs[source]
+	s.cache.Written(s.key(id), change)
 }
 
 // Stats of a mount.
@@ -234,8 +262,12 @@ type Stats struct {
 
 // Stats never blocks on I/O.
 func (m *Mounted) Stats() Stats {
-	return Stats{
-		Inodes: m.fs.inodes.len(), Files: m.fs.files.len(), Dirs: m.fs.dirs.len(),
-		Notified: m.fs.count.notified.Load(), Panics: m.fs.count.panics.Load(),
+	st := Stats{Panics: m.panics.Load()}
+	for _, s := range m.fs {
+		st.Inodes += s.inodes.len()
+		st.Files += s.files.len()
+		st.Dirs += s.dirs.len()
+		st.Notified += s.notified.Load()
 	}
+	return st
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
 
@@ -130,7 +131,7 @@ func attachDirect(point string, o *Options) (int, error) {
 		return -1, noDevice(err)
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions,max_read=%d",
-		fd, o.Root.Type(), os.Geteuid(), os.Getegid(), maxRequest)
+		fd, uint32(proto.ModeDir), os.Geteuid(), os.Getegid(), maxRequest)
 	if o.AllowOther {
 		data += ",allow_other"
 	}
@@ -138,7 +139,7 @@ func attachDirect(point string, o *Options) (int, error) {
 	if o.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	if err := unix.Mount(o.Source, point, fsType, flags, data); err != nil {
+	if err := unix.Mount(o.Device, point, fsType, flags, data); err != nil {
 		unix.Close(fd)
 		return -1, status.Newf(status.Of(err), "mount", point, "mount(2): %w", err)
 	}
@@ -158,7 +159,7 @@ func attachHelped(point string, o *Options) (int, error) {
 	ours, theirs := os.NewFile(uintptr(pair[0]), "fusermount"), os.NewFile(uintptr(pair[1]), "fusermount")
 	defer ours.Close()
 	opts := []string{"nosuid", "nodev", "default_permissions", "subtype=" + fsSubtype,
-		"fsname=" + escapeOption(o.Source), fmt.Sprintf("max_read=%d", maxRequest)}
+		"fsname=" + escapeOption(o.Device), fmt.Sprintf("max_read=%d", maxRequest)}
 	if o.AllowOther {
 		opts = append(opts, "allow_other")
 	}

@@ -72,7 +72,7 @@ func TestMountingWithTheHelper(t *testing.T) {
 		t.Skip("needs root and fusermount3")
 	}
 	point := t.TempDir()
-	fd, err := attachHelped(point, &Options{Source: `[::1]:7400:/a,b\c d`, ReadOnly: true})
+	fd, err := attachHelped(point, &Options{Device: `[::1]:7400:/a,b\c d`, ReadOnly: true})
 	require.NoError(t, err)
 	defer unix.Close(fd)
 	m, ok := mountedAt(point)
@@ -87,6 +87,6 @@ func TestMountingWithTheHelper(t *testing.T) {
 	_, ok = mountedAt(point)
 	require.False(t, ok)
 	require.NoError(t, detach(t.Context(), point, false), "nothing to do")
-	_, err = attachHelped(filepath.Join(point, "missing"), &Options{Source: "x"})
+	_, err = attachHelped(filepath.Join(point, "missing"), &Options{Device: "x"})
 	require.ErrorIs(t, err, status.NotFound)
 }

@@ -16,7 +16,7 @@ func (s *fileSystem) fillEntry(out *fuse.EntryOut, a *proto.Attr, named bool) *i
 	ino := s.inodes.remember(a)
 	out.NodeId = ino.node
 	out.Generation = 0 // file ids are never reused
-	fillAttr(&out.Attr, a)
+	s.fillAttr(&out.Attr, a)
 	out.SetAttrTimeout(s.attrTimeout(ino, a))
 	if named {
 		out.SetEntryTimeout(s.nameValid)

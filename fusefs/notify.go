@@ -193,15 +193,15 @@ func (s *fileSystem) changed(c wire.Changed) {
 func (s *fileSystem) tell(id proto.FileID, n news) {
 	switch {
 	case n.failed:
-		s.cache.Forget(id)
+		s.cache.Forget(s.key(id))
 	case n.data:
-		s.cache.Changed(id, n.change)
+		s.cache.Changed(s.key(id), n.change)
 	}
 	ino := s.inodes.known(id)
 	if ino == nil {
 		return
 	}
-	s.count.notified.Add(1)
+	s.notified.Add(1)
 	if (n.data || n.failed) && !ino.isDir() {
 		s.kernel.data(ino.node)
 	} else {
@@ -219,7 +219,7 @@ func (s *fileSystem) tell(id proto.FileID, n news) {
 
 // tellAll invalidates everything: pushes were missed.
 func (s *fileSystem) tellAll() {
-	s.cache.Reset()
+	s.cache.Reset(s.tag)
 	s.kernel.epoch()
 	s.inodes.each(func(ino *inode) {
 		ino.names.Add(1)

@@ -17,9 +17,8 @@ func (s *fileSystem) String() string { return "cage" }
 // SetDebug implements fuse.RawFileSystem; Options.Debug decides.
 func (s *fileSystem) SetDebug(bool) {}
 
-// Init implements fuse.RawFileSystem. It is called before the first request,
-// by the goroutine that mounts.
-func (s *fileSystem) Init(server *fuse.Server) { s.server = server }
+// Init implements fuse.RawFileSystem; Mount has what it needs.
+func (s *fileSystem) Init(*fuse.Server) {}
 
 // OnUnmount implements fuse.RawFileSystem; Mount tidies up.
 func (s *fileSystem) OnUnmount() {}

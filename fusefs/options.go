@@ -5,6 +5,7 @@ import (
 	"log"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -14,22 +15,30 @@ import (
 	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
 )
 
 // maxValid is the longest that the kernel may believe names and attributes
 // without asking: there are no leases that would take them back.
 const maxValid = time.Second
 
-// Options of a mount. Session and Cache stay the caller's, who closes them
+// Source is a directory of an export that a mount shows.
+type Source struct {
+	Name     string // of its directory in the mount's root; "": it is the root, and the only source
+	Session  *remote.Session
+	Root     proto.Attr
+	At       proto.LSN // the state that is shown; 0: the present. A past state is read-only.
+	ReadOnly bool
+}
+
+// Options of a mount. Sessions and Cache stay the caller's, who closes them
 // after Wait.
 type Options struct {
-	Session *remote.Session
+	Sources []Source // one without a name, or any number with different ones
 	Cache   *pagecache.Cache
-	Root    proto.Attr // the directory of the export that becomes the mount's root
-	Source  string     // shown as the device: HOST:/EXPORT
-	At      proto.LSN  // the state that is shown; 0: the present. A past state is read-only.
+	Device  string // shown as the device: HOST:/EXPORT
 
-	ReadOnly   bool
+	ReadOnly   bool // all sources are
 	AllowOther bool // other users than the one who mounts; always so for root
 	Debug      bool // log each request
 
@@ -41,7 +50,7 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	o.ReadOnly = o.ReadOnly || o.At != 0
+	o.ReadOnly = o.ReadOnly || !slices.ContainsFunc(o.Sources, func(s Source) bool { return !s.ReadOnly && s.At == 0 })
 	o.AllowOther = o.AllowOther || os.Geteuid() == 0
 	o.NameTimeout = timeout(o.NameTimeout)
 	o.AttrTimeout = timeout(o.AttrTimeout)
@@ -60,14 +69,26 @@ func timeout(d time.Duration) time.Duration {
 
 // check refuses options that cannot be mounted.
 func (o *Options) check() error {
-	switch {
-	case o.Session == nil || o.Cache == nil || o.Root.ID == 0:
-		return status.Newf(status.Internal, "mount", o.Source, "options without session, cache or root")
-	case !o.Root.IsDir():
-		return status.Newf(status.NotDir, "mount", o.Source, "only directories can be mounted")
+	if o.Cache == nil || len(o.Sources) == 0 || len(o.Sources) > maxSources {
+		return status.Newf(status.Internal, "mount", o.Device, "options without a cache, or with %d sources", len(o.Sources))
+	}
+	names := map[string]bool{}
+	for _, s := range o.Sources {
+		switch {
+		case s.Session == nil || s.Root.ID == 0:
+			return status.Newf(status.Internal, "mount", o.Device, "a source without session or root")
+		case s.Name == "" && len(o.Sources) > 1, s.Name != "" && wire.CheckName(s.Name) != nil, names[s.Name]:
+			return status.Newf(status.Internal, "mount", o.Device, "%q cannot be a source's name here", s.Name)
+		case !s.Root.IsDir():
+			return status.Newf(status.NotDir, "mount", s.Name, "only directories can be mounted")
+		}
+		names[s.Name] = true
 	}
 	return nil
 }
+
+// maxSources is how many tags there are.
+const maxSources = 1<<16 - 1
 
 // maxRequest is the most bytes of a read or write, and of what /dev/fuse hands over at once.
 const maxRequest = proto.MaxIO
@@ -79,7 +100,7 @@ const maxRequest = proto.MaxIO
 func (o *Options) fuseOptions(onPanic func()) *fuse.MountOptions {
 	return &fuse.MountOptions{
 		Name:                     fsSubtype,
-		FsName:                   o.Source,
+		FsName:                   o.Device,
 		MaxWrite:                 maxRequest,
 		MaxBackground:            64,
 		MaxInflightRequestBytes:  256 << 20,

@@ -72,6 +72,12 @@ type key struct {
 	no page.No
 }
 
+// source is what the files of one session have in common: those with the same
+// tag. Guarded by Cache.mu.
+type source struct {
+	epoch uint64 // resets so far, and one
+}
+
 // Cache is the pages of all files of a mount. Safe for concurrent use.
 type Cache struct {
 	// Set at construction.
@@ -91,10 +97,10 @@ type Cache struct {
 	files      map[proto.FileID]*File
 	idle       *list.List // of *File: not open, without pages; longest so in front
 	policy     *evict.LFU[key]
-	bytes      int64  // of all buffers in use
-	aheadFills int    // reads ahead in flight
-	epoch      uint64 // resets so far, and one
-	stats      Stats  // the counters
+	bytes      int64 // of all buffers in use
+	aheadFills int   // reads ahead in flight
+	sources    map[uint16]*source
+	stats      Stats // the counters
 }
 
 // New makes a cache. It panics when the page size is none.
@@ -116,19 +122,19 @@ func New(o Options) *Cache {
 		budget: o.Bytes,
 		ahead:  max(o.ReadAhead, 0),
 		// A run lies twice in memory while it is cut into pages: keep that small beside the budget.
-		maxRun: int(max(1, min(proto.MaxIO, o.Bytes/16)/int64(o.PageSize))),
-		zeros:  make([]byte, o.PageSize),
-		files:  make(map[proto.FileID]*File),
-		idle:   list.New(),
-		policy: evict.New[key](),
-		epoch:  1,
+		maxRun:  int(max(1, min(proto.MaxIO, o.Bytes/16)/int64(o.PageSize))),
+		zeros:   make([]byte, o.PageSize),
+		files:   make(map[proto.FileID]*File),
+		idle:    list.New(),
+		policy:  evict.New[key](),
+		sources: make(map[uint16]*source),
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }
 
 // Open returns the cached file with a number, counting an open; state belongs
-// to the file, not to the opens. attr is fresh from the server, asked for after the last Reset: if its Change is
+// to the file, not to the opens. attr is fresh from the server, asked for after the last Reset of its tag: if its Change is
 // newer than what the cached pages are known to be, clean pages are dropped, and kept is false.
 // It is false too where nothing was known of the file.
 // upto says how new attr is: all the session's operations up to this number are
@@ -138,7 +144,7 @@ func (c *Cache) Open(b Backing, attr proto.Attr, upto proto.Seq) (f *File, kept 
 	c.mu.Lock()
 	f = c.files[attr.ID]
 	if f == nil {
-		f = newFile(c, attr.ID)
+		f = newFile(c, attr.ID, c.sourceLocked(attr.ID.Tag()))
 		c.files[attr.ID] = f
 	} else if f.idle != nil {
 		c.idle.Remove(f.idle)
@@ -171,7 +177,7 @@ func (c *Cache) Changed(id proto.FileID, change proto.LSN) {
 func (c *Cache) Written(id proto.FileID, change proto.LSN) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if f := c.files[id]; f != nil && f.epoch == c.epoch {
+	if f := c.files[id]; f != nil && f.epoch == f.src.epoch {
 		f.own = max(f.own, change)
 	}
 }
@@ -188,12 +194,22 @@ func (c *Cache) Forget(id proto.FileID) {
 	}
 }
 
-// Reset says that changes by others may have been missed: pages are not
-// valid before the next Open says so. Reads through files that stay open fetch anew.
-func (c *Cache) Reset() {
+// Reset says that changes by others may have been missed, of the files with a
+// tag: their pages are not valid before the next Open says so. Reads through files that stay open fetch anew.
+func (c *Cache) Reset(tag uint16) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.epoch++
+	c.sourceLocked(tag).epoch++
+}
+
+// sourceLocked is the source with a tag.
+func (c *Cache) sourceLocked(tag uint16) *source {
+	src := c.sources[tag]
+	if src == nil {
+		src = &source{epoch: 1}
+		c.sources[tag] = src
+	}
+	return src
 }
 
 // Stats counts.

@@ -379,7 +379,7 @@ func TestViewStays(t *testing.T) {
 		{"overwritten wholly", func(x *fixture) { x.write(0, same(9, 4*ps)) }, same(9, 4*ps)},
 		{"changed", func(x *fixture) { x.c.Changed(id, x.s.foreign(id, 0, same(8, ps)).Change) }, append(same(8, ps), data[ps:]...)},
 		{"forgotten", func(x *fixture) { x.c.Forget(id) }, data},
-		{"reset", func(x *fixture) { x.c.Reset() }, data},
+		{"reset", func(x *fixture) { x.c.Reset(0) }, data},
 		{"truncated", func(x *fixture) { x.truncate(0) }, nil},
 		{"closed", func(x *fixture) { x.f.Close(); x.f, _ = x.open() }, data},
 	} {

@@ -1,6 +1,7 @@
 package pagecache
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -45,17 +46,17 @@ func TestOpenAgain(t *testing.T) {
 			x.s.foreign(id, 0, other)
 			x.write(0, other[:ps])
 			x.s.drain()
-			x.c.Reset()
+			x.c.Reset(0)
 			attr, _ := x.s.attr(id)
 			x.c.Written(id, attr.Change)
 		}, false, other, true},
-		{"reset, unchanged", func(x *fixture) { x.c.Reset() }, true, data, false},
-		{"reset, changed", func(x *fixture) { x.s.foreign(id, 0, other); x.c.Reset() }, false, other, true},
+		{"reset, unchanged", func(x *fixture) { x.c.Reset(0) }, true, data, false},
+		{"reset, changed", func(x *fixture) { x.s.foreign(id, 0, other); x.c.Reset(0) }, false, other, true},
 		{"reset hides a change before ours", func(x *fixture) {
 			x.s.foreign(id, 0, other)
 			x.write(0, other[:ps])
 			x.s.drain()
-			x.c.Reset()
+			x.c.Reset(0)
 			attr, _ := x.s.attr(id)
 			x.f.Own(attr, 1)
 		}, false, other, true},
@@ -65,7 +66,7 @@ func TestOpenAgain(t *testing.T) {
 			x.s.drain()
 			attr, _ := x.s.attr(id)
 			x.f.Own(attr, 1)
-			x.c.Reset()
+			x.c.Reset(0)
 		}, false, other, true},
 		{"told after an open of a change before ours", func(x *fixture) {
 			foreign := x.s.foreign(id, 0, other)
@@ -135,7 +136,7 @@ func TestChangedDuringAFill(t *testing.T) {
 		{"changed", func(x *fixture) { x.c.Changed(id, x.s.foreign(id, 0, other).Change) }},
 		{"opened", func(x *fixture) { x.s.foreign(id, 0, other); x.open() }},
 		{"seen", func(x *fixture) { x.f.Seen(x.s.foreign(id, 0, other), 0) }},
-		{"reset", func(x *fixture) { x.s.foreign(id, 0, other); x.c.Reset() }},
+		{"reset", func(x *fixture) { x.s.foreign(id, 0, other); x.c.Reset(0) }},
 		{"forgotten", func(x *fixture) { x.s.foreign(id, 0, other); x.c.Forget(id) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -163,7 +164,7 @@ func TestResetDuringAFill(t *testing.T) {
 	go func() { got <- x.read(0, ps) }()
 	<-g.came
 	x.s.foreign(id, 0, other)
-	x.c.Reset()
+	x.c.Reset(0)
 	go func() { got <- x.read(0, ps) }()
 	<-g.came
 	close(g.open)
@@ -192,11 +193,38 @@ func TestResetWhileOpen(t *testing.T) {
 	x.read(0, ps)
 	x.s.foreign(id, 0, same(3, 2*ps))
 	equal(t, data, x.read(0, 2*ps), "nobody has told us")
-	x.c.Reset()
+	x.c.Reset(0)
 	equal(t, same(3, 2*ps), x.read(0, 2*ps), "longer, too")
 	x.s.fetched()
 	equal(t, same(3, 2*ps), x.read(0, 2*ps))
 	require.Empty(t, x.s.fetched(), "what was fetched since is valid")
+}
+
+func TestResetOfOneSource(t *testing.T) {
+	s, c := newServer(), New(Options{PageSize: ps, ReadAhead: -1})
+	t.Cleanup(c.Close)
+	var files []*File
+	for _, tag := range []uint16{1, 2} { // the same number on two servers
+		id := proto.FileID(9).Tagged(tag)
+		f, kept := c.Open(s.file(id), s.put(id, same(byte(tag), ps)), 0)
+		require.False(t, kept)
+		files = append(files, f)
+	}
+	read := func(f *File) []byte {
+		v, err := f.Read(ctx, nil, 0, ps)
+		require.NoError(t, err)
+		defer v.Release()
+		return bytes.Join(v.Slices(), nil)
+	}
+	for range 2 {
+		equal(t, same(1, ps), read(files[0]))
+		equal(t, same(2, ps), read(files[1]))
+	}
+	require.Len(t, s.fetched(), 2)
+	c.Reset(1)
+	equal(t, same(1, ps), read(files[0]))
+	equal(t, same(2, ps), read(files[1]))
+	require.Equal(t, []extent{{proto.FileID(9).Tagged(1), 0, ps}}, s.fetched(), "of the other source nothing was missed")
 }
 
 func TestOwnAnswerFromBeforeAReset(t *testing.T) {
@@ -205,7 +233,7 @@ func TestOwnAnswerFromBeforeAReset(t *testing.T) {
 	x.s.drain()
 	attr, _ := x.s.attr(id)
 	x.s.foreign(id, 2*ps, same(3, ps))
-	x.c.Reset()
+	x.c.Reset(0)
 	x.f.Own(attr, 1)
 	equal(t, x.s.content(id), x.read(0, 10*ps))
 }

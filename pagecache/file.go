@@ -12,6 +12,7 @@ type File struct {
 	// Set at construction.
 	c    *Cache
 	id   proto.FileID
+	src  *source
 	turn chan struct{} // holds one token while somebody writes; see the locks in cache.go
 
 	// Guarded by c.mu.
@@ -27,13 +28,13 @@ type File struct {
 	// one by others between base and own is perhaps not: its push is on the way, or
 	// was missed if there is a reset. foreign is the newest change by others that was pushed: pages older than it are gone.
 	base, own, foreign proto.LSN
-	epoch              uint64 // of the cache when the pages were last known to be valid; 0: never
+	epoch              uint64 // of the source when the pages were last known to be valid; 0: never
 
 	// The size; guarded by c.mu. It was heard with change number known; writes
 	// that are perhaps not in it extend it.
 	heard      int64
 	known      proto.LSN
-	heardEpoch uint64 // of the cache then
+	heardEpoch uint64 // of the source then
 	unsure     bool   // heard is perhaps wrong: a write that was to extend the file failed
 	extensions []extension
 
@@ -62,9 +63,9 @@ func (s span) has(no page.No) bool { return s.first <= no && no < s.first+s.coun
 
 const minSweep = 64
 
-func newFile(c *Cache, id proto.FileID) *File {
+func newFile(c *Cache, id proto.FileID, src *source) *File {
 	return &File{
-		c: c, id: id,
+		c: c, id: id, src: src,
 		turn:  make(chan struct{}, 1),
 		pages: make(map[page.No]*cached),
 		sweep: minSweep,
@@ -93,7 +94,7 @@ func (f *File) Size() int64 {
 func (f *File) Own(attr proto.Attr, upto proto.Seq) {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
-	if f.epoch == f.c.epoch { // otherwise a change by others before this one may have been missed
+	if f.epoch == f.src.epoch { // otherwise a change by others before this one may have been missed
 		f.own = max(f.own, attr.Change)
 	}
 	f.applied = max(f.applied, upto)
@@ -130,20 +131,20 @@ func (f *File) Close() {
 func (f *File) freshLocked(attr proto.Attr, upto proto.Seq) (kept bool) {
 	f.applied = max(f.applied, upto)
 	valid := f.base
-	if f.epoch == f.c.epoch {
+	if f.epoch == f.src.epoch {
 		valid = max(f.base, f.own)
 	}
 	switch {
 	case attr.Change > valid, attr.Change >= f.foreign && f.foreign > f.base:
 		f.dropOlderLocked(attr.Change)
-		f.base, f.epoch = attr.Change, f.c.epoch
+		f.base, f.epoch = attr.Change, f.src.epoch
 	case attr.Change == valid && f.foreign <= f.base:
 		kept = f.epoch > 0
-		f.epoch = f.c.epoch
+		f.epoch = f.src.epoch
 	default: // the reply was overtaken
-		kept = f.epoch == f.c.epoch && f.foreign <= f.base
+		kept = f.epoch == f.src.epoch && f.foreign <= f.base
 	}
-	f.hearLocked(attr.Change, int64(attr.Size), upto, f.c.epoch)
+	f.hearLocked(attr.Change, int64(attr.Size), upto, f.src.epoch)
 	return kept
 }
 
@@ -216,7 +217,7 @@ func (f *File) hearLocked(change proto.LSN, size int64, upto proto.Seq, epoch ui
 
 // doubtLocked reports whether the size may be another by now.
 func (f *File) doubtLocked() bool {
-	return f.unsure || f.foreign > f.known || f.heardEpoch != f.c.epoch
+	return f.unsure || f.foreign > f.known || f.heardEpoch != f.src.epoch
 }
 
 // pendLocked notes that a page which is not cached has a write that perhaps is not applied.

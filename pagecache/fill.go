@@ -38,7 +38,7 @@ type fill struct {
 	first  page.No
 	after  proto.Seq // newest logged write of the pages: to be applied before they are fetched
 	want   int       // bytes to ask for: what the file is known to have in these pages
-	epoch  uint64    // of the cache
+	epoch  uint64    // of the source
 	ahead  bool      // nobody has asked for it
 	ctx    context.Context
 	cancel context.CancelFunc // nil unless ahead
@@ -76,7 +76,7 @@ type piece struct {
 func (f *File) runLocked(b Backing, first page.No, count int, ahead bool) *fill {
 	c := f.c
 	fl := &fill{
-		f: f, b: b, first: first, epoch: c.epoch, ahead: ahead,
+		f: f, b: b, first: first, epoch: f.src.epoch, ahead: ahead,
 		want:  count * int(c.size),
 		ctx:   c.ctx,
 		done:  make(chan struct{}),

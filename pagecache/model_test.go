@@ -232,7 +232,7 @@ func (m *model) reset() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.deaf = false
-	m.c.Reset()
+	m.c.Reset(0)
 	for _, ch := range m.missed {
 		ch.visible = m.now()
 	}

@@ -34,7 +34,7 @@ type cached struct {
 	file  *File
 	no    page.No
 	entry evict.Entry[key]
-	epoch uint64 // of the cache then
+	epoch uint64 // of the source then
 
 	// Guarded by Cache.mu. While filling:
 	fill *fill // nil otherwise
@@ -49,7 +49,7 @@ type cached struct {
 
 // newPageLocked puts a page into the table, with neither fill nor buffer yet.
 func (f *File) newPageLocked(no page.No) *cached {
-	p := &cached{file: f, no: no, epoch: f.c.epoch}
+	p := &cached{file: f, no: no, epoch: f.src.epoch}
 	p.entry.Key = key{f.id, no}
 	f.pages[no] = p
 	return p
@@ -58,7 +58,7 @@ func (f *File) newPageLocked(no page.No) *cached {
 // usableLocked reports whether a page may be shown, or its fill be joined: no change by others was
 // missed since the page was fetched, or since the file was last seen unchanged.
 func (p *cached) usableLocked() bool {
-	return max(p.epoch, p.file.epoch) == p.file.c.epoch
+	return max(p.epoch, p.file.epoch) == p.file.src.epoch
 }
 
 // installLocked gives the page its first bytes.

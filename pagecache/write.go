@@ -62,7 +62,7 @@ type writing struct {
 	off   int64
 	p     []byte
 	drops uint64 // File.drops when it began
-	epoch uint64 // of the cache when it began
+	epoch uint64 // of the source when it began
 	whole []*buffer
 }
 
@@ -73,7 +73,7 @@ func (w *writing) begin(b Backing) Backing {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f.writing = span{c.size.No(w.off), page.No(c.size.Count(w.off, int64(len(w.p))))}
-	w.drops, w.epoch = f.drops, c.epoch
+	w.drops, w.epoch = f.drops, f.src.epoch
 	if b == nil {
 		b = f.b
 	}
@@ -123,7 +123,7 @@ func (w *writing) finish(seq proto.Seq) {
 	f.writing = span{}
 	f.logged = max(f.logged, seq)
 	// If somebody else's change came in between, nobody here knows which of the two is first.
-	outdated := f.drops != w.drops || c.epoch != w.epoch
+	outdated := f.drops != w.drops || f.src.epoch != w.epoch
 	size, doubt := f.sizeLocked(), f.doubtLocked()
 	for piece := range c.size.Split(w.off, int64(len(w.p))) {
 		start := c.size.Start(piece.No)

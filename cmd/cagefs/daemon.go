@@ -126,8 +126,8 @@ func (d *daemon) attach(ctx context.Context) error {
 		return err
 	}
 	mount, err := fusefs.Mount(d.spec.mountpoint, fusefs.Options{
-		Session: d.session, Cache: d.cache, Root: d.root.attr, At: d.root.at, Source: d.spec.source.String(),
-		ReadOnly: d.readOnly(), AllowOther: d.spec.opts.allowOther, Debug: d.spec.opts.debug, Log: d.log,
+		Sources: []fusefs.Source{{Session: d.session, Root: d.root.attr, At: d.root.at, ReadOnly: d.readOnly()}},
+		Cache:   d.cache, Device: d.spec.source.String(), AllowOther: d.spec.opts.allowOther, Debug: d.spec.opts.debug, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -190,25 +190,25 @@ func ownIdent() proto.Ident {
 
 func (d *daemon) changed(c wire.Changed) {
 	if m := d.mount.Load(); m != nil {
-		m.Changed(c)
+		m.Changed(0, c)
 	}
 }
 
 func (d *daemon) reset() {
 	if m := d.mount.Load(); m != nil {
-		m.Reset()
+		m.Reset(0)
 	}
 }
 
 func (d *daemon) written(id proto.FileID, change proto.LSN) {
-	if d.mount.Load() != nil {
-		d.cache.Written(id, change)
+	if m := d.mount.Load(); m != nil {
+		m.Written(0, id, change)
 	}
 }
 
 func (d *daemon) failed(id proto.FileID, seq proto.Seq, err error) {
 	if m := d.mount.Load(); m != nil {
-		m.Failed(id, seq, err)
+		m.Failed(0, id, seq, err)
 	}
 	d.log.Error().Err(err).Stringer("file", id).Uint64("operation", uint64(seq)).Msg("a change that was accepted failed on the server")
 }

@@ -22,6 +22,16 @@ const (
 	MaxFileID FileID = 1<<48 - 1
 )
 
+const tagShift = 48
+
+// Tag is which of a mount's sources a file is of; 0 in a mount of one, and in
+// every number that crosses the wire.
+func (id FileID) Tag() uint16 { return uint16(id >> tagShift) }
+
+// Tagged is the same file of the source with a tag: Tagged(0) is its server's
+// number alone. An id beyond MaxFileID loses what is beyond.
+func (id FileID) Tagged(tag uint16) FileID { return id&MaxFileID | FileID(tag)<<tagShift }
+
 // LSN is the number of a record in an export's journal: a total order of all
 // changes, dense, starting with 1. As a place to read from ("at"), 0 is now.
 type LSN uint64

@@ -33,3 +33,12 @@ func TestStrings(t *testing.T) {
 	require.Equal(t, "fid 12", FileID(12).String())
 	require.Regexp(t, `^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.000000001(Z|[+-]\d\d:\d\d)$`, Time(1).String())
 }
+
+func TestTags(t *testing.T) {
+	id := MaxFileID.Tagged(7)
+	require.EqualValues(t, 7, id.Tag())
+	require.Equal(t, MaxFileID, id.Tagged(0))
+	require.EqualValues(t, 1<<48|5, FileID(5).Tagged(1))
+	require.EqualValues(t, 2<<48|5, FileID(5).Tagged(1).Tagged(2))
+	require.Zero(t, MaxFileID.Tag())
+}
