@@ -343,7 +343,7 @@ func revertWrite(f vfs.File, r *record.Record) error {
 			pos += p.Len
 		}
 		if p.Kind != record.PieceOver && p.Off < r.OldSize {
-			err = f.PunchHole(int64(p.Off), int64(min(p.Len, r.OldSize-p.Off)))
+			err = vfs.Zero(f, int64(p.Off), int64(min(p.Len, r.OldSize-p.Off)))
 		}
 		if err != nil {
 			return err
@@ -359,7 +359,7 @@ func revertWrite(f vfs.File, r *record.Record) error {
 func writeImages(f vfs.File, r *record.Record) error {
 	return eachAfter(r, func(off int64, b []byte, n int64) error {
 		if b == nil {
-			return f.PunchHole(off, n)
+			return vfs.Zero(f, off, n)
 		}
 		_, err := f.WriteAt(b, off)
 		return err

@@ -307,7 +307,7 @@ func (r *recovery) restoreContent(id proto.FileID, l *layout) error {
 		}
 		switch e.kind {
 		case exZero:
-			err = h.file.PunchHole(e.from, e.to-e.from)
+			err = vfs.Zero(h.file, e.from, e.to-e.from)
 		case exLogged:
 			err = r.writeLogged(h.file, e)
 		case exSums:

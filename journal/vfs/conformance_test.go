@@ -142,6 +142,7 @@ var conformance = []struct {
 	{"xattrs", testXattrs},
 	{"content", testContent},
 	{"sparse", testSparse},
+	{"allocate", testAllocate},
 	{"copy", testCopy},
 	{"unlinked file", testUnlinked},
 	{"closed", testClosed},
@@ -693,6 +694,7 @@ func testContent(t *testing.T, fs FS, root Dir) {
 	require.Equal(t, syscall.EBADF, err)
 	require.Equal(t, syscall.EINVAL, r.Truncate(0))
 	require.Equal(t, syscall.EBADF, r.PunchHole(0, 1))
+	require.Equal(t, syscall.EBADF, r.Allocate(0, 1, false))
 	require.NoError(t, r.Datasync())
 	require.NoError(t, r.Sync())
 	require.Equal(t, contentOf(t, f), contentOf(t, r))
@@ -743,6 +745,31 @@ func testSparse(t *testing.T, fs FS, root Dir) {
 	g := create(t, root, "g", strings.Repeat("v", pageSize+10))
 	require.NoError(t, g.PunchHole(0, pageSize+10))
 	require.Equal(t, strings.Repeat("\x00", pageSize+10), contentOf(t, g))
+}
+
+func testAllocate(t *testing.T, fs FS, root Dir) {
+	f := create(t, root, "f", "content")
+	size := func() int64 {
+		info, err := f.Stat()
+		require.NoError(t, err)
+		return info.Size
+	}
+	require.NoError(t, f.Allocate(0, 3*pageSize, true))
+	require.EqualValues(t, 7, size())
+	require.NoError(t, f.Allocate(3, 1, false))
+	require.EqualValues(t, 7, size(), "inside of the size")
+	require.NoError(t, f.Allocate(pageSize, 100, false))
+	require.EqualValues(t, pageSize+100, size())
+	_, end, ok, err := f.NextData(0)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.EqualValues(t, pageSize, end, "what is reserved and neither written nor read is no data")
+	require.Equal(t, "content"+strings.Repeat("\x00", pageSize+93), contentOf(t, f))
+	require.NoError(t, f.Datasync())
+	require.Equal(t, "content", contentOf(t, f)[:7])
+	require.Equal(t, syscall.EINVAL, f.Allocate(0, 0, false))
+	require.Equal(t, syscall.EINVAL, f.Allocate(-1, 5, true))
+	require.Equal(t, syscall.EFBIG, f.Allocate(1, maxFileSize, true))
 }
 
 func testCopy(t *testing.T, fs FS, root Dir) {

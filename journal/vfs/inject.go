@@ -11,8 +11,8 @@ type Op struct {
 	Kind string // the method's name in lower case: "rename", "datasync", "writeat", "syncfs", …
 	Path string // of its object below the root, by the names it was opened by; "" is the root
 	To   string // the second path of link, rename and copyto
-	Off  int64  // of readat, writeat, punchhole, nextdata, copyto (of the source); the size of truncate
-	Len  int64  // of readat, writeat, punchhole, copyto
+	Off  int64  // of readat, writeat, punchhole, allocate, nextdata, copyto (of the source); the size of truncate
+	Len  int64  // of readat, writeat, punchhole, allocate, copyto
 }
 
 // Inject returns fs with f asked before each call but Close. What f returns is

@@ -52,6 +52,13 @@ func (f *injectFile) PunchHole(off, n int64) error {
 	return f.file.PunchHole(off, n)
 }
 
+func (f *injectFile) Allocate(off, n int64, keepSize bool) error {
+	if err := f.ask("allocate", off, n); err != nil {
+		return err
+	}
+	return f.file.Allocate(off, n, keepSize)
+}
+
 func (f *injectFile) NextData(off int64) (start, end int64, ok bool, err error) {
 	if err := f.ask("nextdata", off, 0); err != nil {
 		return 0, 0, false, err

@@ -31,7 +31,7 @@ func crashes(t *testing.T, m *Mem, n int, f func(root Dir)) {
 func TestCrashPrefix(t *testing.T) {
 	for seed := range uint64(15) {
 		m, rng := NewMem(seed), newRand(seed)
-		p := &player{root: rootOf(t, m)}
+		p := &player{root: rootOf(t, m), more: 1}
 		states := map[string]int{"": 0}
 		cuts := make(map[int]bool)
 		durable := 0
@@ -298,7 +298,7 @@ func TestCrashIdentity(t *testing.T) {
 func TestCrashDeterministic(t *testing.T) {
 	run := func() (all [][]string) {
 		m, rng := NewMem(5), newRand(5)
-		p := &player{root: rootOf(t, m)}
+		p := &player{root: rootOf(t, m), more: 1}
 		for range 20 {
 			for range 20 {
 				p.play(rng)
@@ -319,13 +319,13 @@ func TestCrashDeterministic(t *testing.T) {
 func TestCloneIndependent(t *testing.T) {
 	for seed := range uint64(20) {
 		m, rng := NewMem(seed), newRand(seed)
-		p := &player{root: rootOf(t, m)}
+		p := &player{root: rootOf(t, m), more: 1}
 		for range 200 {
 			p.play(rng)
 		}
 		state := dump(t, p.root)
 		c := m.Clone()
-		q := &player{root: rootOf(t, c)}
+		q := &player{root: rootOf(t, c), more: 1}
 		require.Equal(t, state, dump(t, q.root))
 		for range 200 {
 			q.play(rng)

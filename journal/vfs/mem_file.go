@@ -207,9 +207,18 @@ func (f *memFile) cutLocked(t cut) {
 func (f *memFile) PunchHole(off, n int64) error {
 	defer f.m.mu.Unlock()
 	_, err := f.lock()
+	if err == nil {
+		err = f.mayAllocate(off, n)
+	}
+	if err == nil {
+		f.cutLocked(cut{size: -1, off: off, end: off + n})
+	}
+	return err
+}
+
+// mayAllocate has fallocate(2)'s errors.
+func (f *memFile) mayAllocate(off, n int64) error {
 	switch {
-	case err != nil:
-		return err
 	case off < 0 || n <= 0:
 		return syscall.EINVAL
 	case !f.write:
@@ -217,7 +226,26 @@ func (f *memFile) PunchHole(off, n int64) error {
 	case n > maxFileSize-off:
 		return syscall.EFBIG
 	}
-	f.cutLocked(cut{size: -1, off: off, end: off + n})
+	return nil
+}
+
+// Allocate implements File. Blocks that were reserved and not written are holes here.
+func (f *memFile) Allocate(off, n int64, keepSize bool) error {
+	defer f.m.mu.Unlock()
+	d, err := f.lock()
+	if err == nil {
+		err = f.mayAllocate(off, n)
+	}
+	if err != nil {
+		return err
+	}
+	if !keepSize && off+n > d.cur.size {
+		f.cutLocked(cut{size: off + n})
+		return nil
+	}
+	c := f.m.beginLocked()
+	c.modify(f.id)
+	c.commit()
 	return nil
 }
 

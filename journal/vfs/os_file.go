@@ -42,25 +42,23 @@ func (f *osFile) Truncate(size int64) error {
 }
 
 func (f *osFile) PunchHole(off, n int64) error {
-	err := f.h.do(func(fd int) error {
-		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-	})
-	if err != unix.EOPNOTSUPP && err != unix.ENOSYS {
-		return err
+	return f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func (f *osFile) Allocate(off, n int64, keepSize bool) error {
+	mode := uint32(0)
+	if keepSize {
+		mode = unix.FALLOC_FL_KEEP_SIZE
 	}
-	info, err := f.Stat()
-	if err != nil {
-		return err
+	return f.fallocate(mode, off, n)
+}
+
+func (f *osFile) fallocate(mode uint32, off, n int64) error {
+	err := f.h.do(func(fd int) error { return unix.Fallocate(fd, mode, off, n) })
+	if err == unix.ENOSYS {
+		err = unix.EOPNOTSUPP
 	}
-	zeros := make([]byte, 64<<10)
-	for end := min(off+n, info.Size); off < end; {
-		w, err := f.WriteAt(zeros[:min(end-off, int64(len(zeros)))], off)
-		if err != nil {
-			return err
-		}
-		off += int64(w)
-	}
-	return nil
+	return err
 }
 
 func (f *osFile) NextData(off int64) (start, end int64, ok bool, err error) {

@@ -9,7 +9,11 @@
 // (errors.As to syscall.Errno works).
 package vfs
 
-import "io"
+import (
+	"errors"
+	"io"
+	"syscall"
+)
 
 // FS is an opened export directory and the file system that it lies on.
 type FS interface {
@@ -132,9 +136,15 @@ type File interface {
 	io.ReaderAt // io.EOF at the end, as os.File
 	io.WriterAt
 	Truncate(size int64) error
-	// PunchHole makes a range read as zeros and frees its blocks where possible;
-	// the size stays (fallocate PUNCH_HOLE|KEEP_SIZE, or zeros where that is not known).
+	// PunchHole makes a range read as zeros and frees its blocks; the size stays
+	// (fallocate(2) with PUNCH_HOLE and KEEP_SIZE). EOPNOTSUPP where the file system
+	// has no holes: see Zero.
 	PunchHole(off, n int64) error
+	// Allocate reserves blocks for a range, which goes on to read as it did; with
+	// keepSize the file ends where it did, otherwise not before the range's end
+	// (fallocate(2) with mode 0 or KEEP_SIZE). EOPNOTSUPP where the file system
+	// cannot. After ENOSPC some of the blocks, and of the size, may be there.
+	Allocate(off, n int64, keepSize bool) error
 	// NextData returns the next range with data at or after off, as SEEK_DATA and
 	// SEEK_HOLE tell; ok is false when there is none. A file system without holes
 	// has data everywhere.
@@ -151,4 +161,26 @@ type File interface {
 	Datasync() error
 	Sync() error
 	Close() error
+}
+
+// Zero makes a range of a file read as zeros: a hole where the file system has
+// holes, otherwise zeros, up to the file's end.
+func Zero(f File, off, n int64) error {
+	err := f.PunchHole(off, n)
+	if !errors.Is(err, syscall.EOPNOTSUPP) {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 64<<10)
+	for end := min(off+n, info.Size); off < end; {
+		w, err := f.WriteAt(zeros[:min(end-off, int64(len(zeros)))], off)
+		if err != nil {
+			return err
+		}
+		off += int64(w)
+	}
+	return nil
 }
