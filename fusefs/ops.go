@@ -7,7 +7,7 @@ import (
 )
 
 // What the kernel can ask, and where it is answered: inode.go (forget),
-// attr.go, names.go, handle.go, dir.go, xattr.go. Below is what is not done,
+// attr.go, names.go, handle.go, alloc.go, dir.go, xattr.go. Below is what is not done,
 // with the reason, and what the answer makes the kernel do.
 var _ fuse.RawFileSystem = (*fileSystem)(nil)
 
@@ -29,12 +29,6 @@ func (s *fileSystem) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { retur
 // Tmpfile needs an operation of the log that makes a file without a name.
 // ENOSYS: the kernel says EOPNOTSUPP, and programs make a file with a name.
 func (s *fileSystem) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
-	return fuse.ENOSYS
-}
-
-// Lseek (holes) needs a request for the map of a file. ENOSYS: the kernel
-// takes a file for one piece of data.
-func (s *fileSystem) Lseek(<-chan struct{}, *fuse.LseekIn, *fuse.LseekOut) fuse.Status {
 	return fuse.ENOSYS
 }
 

@@ -19,6 +19,7 @@ type reader interface {
 	ReadDir(proto.FileID, uint64, bool, func(proto.DirEntry) bool) error
 	Readlink(proto.FileID) (string, error)
 	ReadAt(proto.FileID, []byte, int64) (int, error)
+	Seek(proto.FileID, int64, bool) (int64, error)
 	GetXattr(proto.FileID, string) ([]byte, error)
 	ListXattr(proto.FileID) ([]string, error)
 }
@@ -58,6 +59,7 @@ func lookAt(t testing.TB, r reader, path string, a proto.Attr) string {
 		n, err := r.ReadAt(a.ID, b, 0)
 		require.ErrorIs(t, err, io.EOF, path)
 		require.Equal(t, int(a.Size), n, path)
+		requireHoles(t, r, a.ID, b[:n])
 		line += fmt.Sprintf(" size %d content %x", a.Size, sum(b[:n]))
 	}
 	line += fmt.Sprintf(" mtime %d", a.Mtime)

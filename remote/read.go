@@ -78,6 +78,24 @@ func (s *Session) ListXattr(ctx context.Context, h wire.ReqHeader, id proto.File
 	return rep.Names, err
 }
 
+// Seek asks where at or after an offset of a regular file data begin, or, with
+// hole, a hole; the end of the file is one. status.NoDevice where there is none.
+func (s *Session) Seek(ctx context.Context, h wire.ReqHeader, id proto.FileID, off int64, hole bool) (int64, error) {
+	if off < 0 {
+		return 0, status.New(status.NoDevice, "seek", id.String())
+	}
+	req := &wire.SeekReq{ReqHeader: h, ID: id, Off: uint64(off), Whence: wire.SeekData}
+	if hole {
+		req.Whence = wire.SeekHole
+	}
+	var rep wire.SeekRep
+	err := s.roundTrip(ctx, wire.OpSeek, req, &rep, id.String())
+	if err == nil && rep.Off > math.MaxInt64 {
+		err = status.Newf(status.BadFrame, "seek", id.String(), "offset %d", rep.Off)
+	}
+	return int64(rep.Off), err
+}
+
 // ReadAt fills p from a file; n < len(p) only at the end of the file (no error
 // then). More than proto.MaxIO bytes are asked for in pieces at the same time.
 // change and size are the file's when the bytes were read; if it changed

@@ -29,6 +29,7 @@ type view interface {
 	ReadDir(dir proto.FileID, after uint64, plus bool, f func(proto.DirEntry) bool) error
 	Readlink(id proto.FileID) (string, error)
 	ReadAt(id proto.FileID, p []byte, off int64) (int, error)
+	Seek(id proto.FileID, off int64, hole bool) (int64, error)
 	GetXattr(id proto.FileID, name string) ([]byte, error)
 	ListXattr(id proto.FileID) ([]string, error)
 }

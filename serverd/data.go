@@ -69,17 +69,8 @@ func read(c *call, m *wire.ReadReq) (wire.Message, error) {
 	who := c.who(m.Ident)
 	var buf []byte
 	for range readTries {
-		a, err := v.Attr(m.ID)
+		a, err := c.readable(v, m.At, m.ID, who)
 		if err != nil {
-			return nil, err
-		}
-		if !a.IsRegular() {
-			if a.IsDir() {
-				return nil, status.IsDir
-			}
-			return nil, status.Invalid
-		}
-		if err := c.mayRead(m.At, &a, who); err != nil {
 			return nil, err
 		}
 		want := wantedOf(m, a.Size)
@@ -95,6 +86,39 @@ func read(c *call, m *wire.ReadReq) (wire.Message, error) {
 		}
 	}
 	return nil, status.Newf(status.Again, "read", m.ID.String(), "the file is being cut again and again")
+}
+
+// readable returns the attributes of a regular file whose bytes may be read.
+func (c *call) readable(v view, at proto.LSN, id proto.FileID, who *proto.Ident) (proto.Attr, error) {
+	a, err := v.Attr(id)
+	switch {
+	case err != nil:
+		return a, err
+	case a.IsDir():
+		return a, status.IsDir
+	case !a.IsRegular():
+		return a, status.Invalid
+	}
+	return a, c.mayRead(at, &a, who)
+}
+
+// seek tells where data or a hole begins, to those who may read them.
+func seek(c *call, m *wire.SeekReq) (wire.Message, error) {
+	if m.Off > math.MaxInt64 || m.Whence != wire.SeekData && m.Whence != wire.SeekHole {
+		return nil, status.Invalid
+	}
+	v, err := c.view(m.At)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.readable(v, m.At, m.ID, c.who(m.Ident)); err != nil {
+		return nil, err
+	}
+	off, err := v.Seek(m.ID, int64(m.Off), m.Whence == wire.SeekHole)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.SeekRep{Off: uint64(off)}, nil
 }
 
 // wantedOf is how many of the bytes that are asked for a file of that size has.

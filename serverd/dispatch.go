@@ -40,6 +40,7 @@ var handlers = map[wire.Opcode]handler{
 	wire.OpResolve:   answerWith(resolve),
 	wire.OpStatFS:    answerWith(statFS),
 	wire.OpRead:      answerWith(read),
+	wire.OpSeek:      answerWith(seek),
 	wire.OpOpen:      answerWith(open),
 	wire.OpRelease:   answerWith(release),
 	wire.OpGetXattr:  answerWith(getXattr),
