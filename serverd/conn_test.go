@@ -2,6 +2,7 @@ package serverd
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"runtime"
 	"testing"
@@ -22,7 +23,7 @@ func TestHelloRefused(t *testing.T) {
 		code status.Code
 		text string
 	}{
-		"newer client":   {req: wire.HelloReq{Version: wire.Version + 1}, code: status.Version, text: "server speaks 1, client 2"},
+		"newer client":   {req: wire.HelloReq{Version: wire.Version + 1}, code: status.Version, text: fmt.Sprintf("server speaks %d, client %d", wire.Version, wire.Version+1)},
 		"unknown export": {req: wire.HelloReq{Export: "nothing"}, code: status.UnknownExport, text: "nothing"},
 	} {
 		t.Run(name, func(t *testing.T) {
