@@ -45,7 +45,7 @@ func (s *Session) Close(ctx context.Context) error {
 	return err
 }
 
-// push waits until the log is empty.
+// push waits until the log is empty, or the server refuses the client.
 func (s *Session) push(ctx context.Context) error {
 	for {
 		s.mu.Lock()
@@ -57,21 +57,26 @@ func (s *Session) push(ctx context.Context) error {
 		}
 		select {
 		case <-lighter:
+		case <-s.refusal.Load().done:
+			return s.undelivered(status.WrongKey)
 		case <-ctx.Done():
-			return s.undelivered(ctx)
+			return s.undelivered(ctx.Err())
 		}
 	}
 }
 
-// undelivered is the error of a Close whose context has ended.
-func (s *Session) undelivered(ctx context.Context) error {
+// undelivered is the error of a Close that gives up, and why.
+func (s *Session) undelivered(reason error) error {
 	st := s.Status()
 	if st.Unapplied == 0 { // the last answer came together with the end
 		return nil
 	}
-	code, why := status.Of(ctx.Err()), ""
+	code, why := status.Of(reason), ""
 	if st.State == Reconnecting {
-		code, why = status.Unreachable, ": "+st.LastError
+		why = ": " + st.LastError
+		if code != status.WrongKey {
+			code = status.Unreachable
+		}
 	}
 	return status.Newf(code, "close", "", "%d %s, %s not delivered to %s%s",
 		st.Unapplied, plural(st.Unapplied, "change", "changes"), size(st.Bytes), s.o.Addr, why)

@@ -92,7 +92,7 @@ func inTime(ctx context.Context, began time.Time, addr string, err error) error 
 }
 
 func (o *Options) greet(ctx context.Context, raw net.Conn, addr string, op wire.Opcode, req, rep wire.Message) (*conn, error) {
-	secure := o.Keys.Client(raw)
+	secure := o.secure(raw)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		return nil, handshakeError(addr, err)
 	}

@@ -505,3 +505,64 @@ func TestDialEndsWithItsContext(t *testing.T) {
 		}
 	})
 }
+
+// A server that does not admit the client any more is not waited for, however
+// patient the mount; what is not delivered is kept for when it does.
+func TestRefusedClientFailsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newServer(t, simnet.New(1), 0)
+		s := srv.dial(srv.options()) // hard
+		srv.mu.Lock()
+		srv.refuse = status.Newf(status.WrongKey, "connect", "", "not admitted")
+		srv.hold = func(*serverConn, wire.Header) bool { return true }
+		srv.mu.Unlock()
+		waiting := make(chan error)
+		go func() { waiting <- lookup(s, ctx) }()
+		synctest.Wait()
+		srv.stop()
+		srv.start()
+		cut := time.Now()
+		require.Equal(t, status.WrongKey, status.Of(<-waiting), "one that waits already")
+		require.Less(t, time.Since(cut), time.Second)
+		seq, err := s.Log(ctx, who, write(5, 0, "kept"))
+		require.NoError(t, err)
+		for range 100 {
+			require.Equal(t, status.WrongKey, status.Of(lookup(s, ctx)))
+			_, err = s.Do(ctx, who, mkdir("d"))
+			require.Equal(t, status.WrongKey, status.Of(err))
+			require.ErrorContains(t, err, "not admitted")
+		}
+		require.Equal(t, status.WrongKey, status.Of(s.Wait(ctx, seq)))
+		require.Less(t, time.Since(cut), time.Second)
+		require.Equal(t, Reconnecting, s.Status().State)
+
+		srv.mu.Lock()
+		srv.refuse, srv.hold = nil, nil
+		srv.mu.Unlock()
+		time.Sleep(time.Minute)
+		require.NoError(t, lookup(s, ctx))
+		require.NoError(t, s.Wait(ctx, seq))
+		require.Equal(t, "kept", string(srv.file(5)))
+	})
+}
+
+func TestRefusedClientCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newServer(t, simnet.New(1), 0)
+		s, err := Dial(ctx, srv.options())
+		require.NoError(t, err)
+		srv.mu.Lock()
+		srv.refuse = status.New(status.WrongKey, "connect", "")
+		srv.mu.Unlock()
+		srv.stop()
+		srv.start()
+		_, err = s.Log(ctx, who, write(5, 0, "lost"))
+		require.NoError(t, err)
+		began := time.Now()
+		err = s.Close(ctx)
+		require.Equal(t, status.WrongKey, status.Of(err))
+		require.ErrorContains(t, err, "1 change, 4 bytes not delivered")
+		require.Less(t, time.Since(began), time.Second)
+		srv.stop()
+	})
+}

@@ -96,8 +96,11 @@ func (s *Session) tryConnect() *conn {
 		if c != nil {
 			c.raw.Close()
 		}
-		if status.Of(err) == status.LostSession {
+		switch status.Of(err) {
+		case status.LostSession:
 			s.id = 0
+		case status.WrongKey:
+			s.refusedLocked(err)
 		}
 		s.connErr = err.Error()
 		s.o.Log.Debug().Err(err).Msg("not connected yet")
@@ -108,6 +111,7 @@ func (s *Session) tryConnect() *conn {
 	} else if s.o.Export != "" { // a client that only lists exports has no session
 		s.lostLocked()
 	}
+	s.admittedLocked()
 	s.id, s.boot = rep.Session, rep.Boot
 	s.reopenLocked(req.Opens, rep.Resumed)
 	s.useLocked(c, &rep)

@@ -15,6 +15,7 @@ package remote
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"os"
 	"sync"
@@ -57,6 +58,8 @@ type Options struct {
 	Reset   func()                                          // pushes may have been missed: nothing cached is known to be valid
 	Failed  func(id proto.FileID, seq proto.Seq, err error) // a logged operation nobody waited for failed
 	Written func(id proto.FileID, change proto.LSN)         // a write of this session was applied: the file's change number. Every Changed before it has been told
+
+	secure func(net.Conn) *tls.Conn // the client's side of TLS; nil: Keys.Client
 }
 
 func (o Options) withDefaults() Options {
@@ -68,6 +71,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{}).DialContext
+	}
+	if o.secure == nil {
+		o.secure = o.Keys.Client
 	}
 	return o
 }
@@ -88,6 +94,8 @@ type Session struct {
 	// Atomic.
 	heard atomic.Int64 // when the server last gave a sign of life, in ns since began
 	lost  atomic.Int64 // when the main connection was lost, in ns since began; 0 while there is one
+
+	refusal atomic.Pointer[refusal] // replaced when the server admits the client again
 
 	wg      sync.WaitGroup // all goroutines
 	buffers sync.Pool      // of *[]byte: payloads of replies
@@ -120,6 +128,7 @@ func newSession(o Options, rep wire.HelloRep) *Session {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.upcalls = newUpcalls(&s.o)
+	s.refusal.Store(newRefusal())
 	s.buffers.New = func() any { return new([]byte) }
 	return s
 }
@@ -130,9 +139,36 @@ func (s *Session) Hello() wire.HelloRep { return s.first }
 // now is the time since the session began, which no change of the clock moves.
 func (s *Session) now() time.Duration { return time.Since(s.began) }
 
+// refusal is what a server says that does not admit the client's key, or is not
+// the one that the client has a key for: it is final until somebody does
+// something about it, so that nobody waits for it to pass. The session goes on
+// trying, and its log keeps what is not delivered.
+type refusal struct {
+	done chan struct{} // closed once err is set
+	err  error
+}
+
+func newRefusal() *refusal { return &refusal{done: make(chan struct{})} }
+
+// refusedLocked says that the server refused the client.
+func (s *Session) refusedLocked(err error) {
+	if r := s.refusal.Load(); r.err == nil {
+		r.err = err
+		close(r.done)
+	}
+}
+
+// admittedLocked says that the server did not.
+func (s *Session) admittedLocked() {
+	if s.refusal.Load().err != nil {
+		s.refusal.Store(newRefusal())
+	}
+}
+
 // await waits for a value from ch, or for it to be closed. Errors: status.Timeout
 // when the server has given no sign of life for Patience, but not before that
-// much has passed since began; that of ctx; Unreachable when the session is closed.
+// much has passed since began; WrongKey when it refuses the client; that of ctx;
+// Unreachable when the session is closed.
 func await[T any](ctx context.Context, s *Session, ch <-chan T, began time.Duration, op, object string) (T, error) {
 	var none T
 	var timer *time.Timer
@@ -148,10 +184,13 @@ func await[T any](ctx context.Context, s *Session, ch <-chan T, began time.Durat
 		defer timer.Stop()
 		expired = timer.C
 	}
+	refused := s.refusal.Load()
 	for {
 		select {
 		case v := <-ch:
 			return v, nil
+		case <-refused.done:
+			return none, status.Wrap(refused.err, op, object)
 		case <-ctx.Done():
 			return none, status.Wrap(ctx.Err(), op, object)
 		case <-s.ended:

@@ -84,7 +84,7 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 	switch {
 	case err != nil:
 		return c.answerNow(h, nil, err)
-	case c.isData && !wire.Table[h.Op].Data, h.Op == wire.OpHello, h.Op == wire.OpAttach:
+	case c.isData && !wire.Table[h.Op].Data, h.Op == wire.OpHello, h.Op == wire.OpAttach, h.Op == wire.OpJoin:
 		return c.violation(h, status.Newf(status.BadFrame, "request", h.Op.String(), "not on this connection"))
 	}
 	if r, ok := m.(*wire.ChangeReq); ok {

@@ -31,7 +31,7 @@ func (s *Server) handle(raw net.Conn) {
 		c.noteRefused(err)
 		return
 	}
-	if !s.known(raw, c) {
+	if head.Op != wire.OpJoin && !s.known(raw, c) {
 		return
 	}
 	rep, err := c.admit(head.Op, first)
@@ -42,8 +42,17 @@ func (s *Server) handle(raw net.Conn) {
 		c.shut()
 		return
 	}
-	if _, err := c.tls.Write(wire.AppendFrame(nil, head.Reply(), rep)); err != nil {
+	_, err = c.tls.Write(wire.AppendFrame(nil, head.Reply(), rep))
+	switch {
+	case head.Op == wire.OpJoin:
+		c.shut()
+		return
+	case err != nil:
 		c.retreat()
+		return
+	case s.o.State.Revoked(c.key.Fingerprint): // since greet, and too late for DropRevoked to see the connection
+		c.retreat()
+		s.DropRevoked()
 		return
 	}
 	raw.SetDeadline(time.Time{})
@@ -61,33 +70,39 @@ func (c *conn) noteRefused(err error) {
 	c.log.WithLevel(level).Err(err).Msg("connection refused")
 }
 
-// greet makes sure that the other end has an admitted key and speaks Cage, and
-// reads its first request.
+// greet makes sure that the other end has an admitted key, or is here to join,
+// and speaks Cage, and reads its first request.
 func (c *conn) greet() (wire.Header, wire.Message, error) {
 	if err := c.tls.HandshakeContext(c.ctx); err != nil {
 		return wire.Header{}, nil, err
 	}
-	fp, err := auth.PeerOf(c.tls.ConnectionState())
+	state := c.tls.ConnectionState()
+	fp, err := auth.PeerOf(state)
 	if err != nil {
 		return wire.Header{}, nil, err
 	}
-	key, ok := c.srv.o.State.Client(fp)
-	if !ok {
-		return wire.Header{}, nil, status.Newf(status.WrongKey, "connect", "", "key %s is not admitted", fp)
+	joining, limit := state.NegotiatedProtocol == auth.JoinProtocol, wire.MaxFrame
+	if joining {
+		c.key.Fingerprint, limit = fp, maxJoinFrame
+	} else {
+		key, ok := c.srv.o.State.Client(fp)
+		if !ok {
+			return wire.Header{}, nil, status.Newf(status.WrongKey, "connect", "", "key %s is not admitted", fp)
+		}
+		c.key = key
+		c.log = c.log.With().Str("key", key.Name).Logger()
 	}
-	c.key = key
-	c.log = c.log.With().Str("key", key.Name).Logger()
 	if _, err := wire.Welcome(struct {
 		io.Reader
 		io.Writer
 	}{c.br, c.tls}); err != nil {
 		return wire.Header{}, nil, err
 	}
-	h, payload, err := wire.ReadFrame(c.br, wire.MaxFrame, nil)
+	h, payload, err := wire.ReadFrame(c.br, limit, nil)
 	if err != nil {
 		return wire.Header{}, nil, err
 	}
-	if h.Flags != 0 || h.Op != wire.OpHello && h.Op != wire.OpAttach {
+	if h.Flags != 0 || joining != (h.Op == wire.OpJoin) || !joining && h.Op != wire.OpHello && h.Op != wire.OpAttach {
 		return wire.Header{}, nil, status.Newf(status.BadFrame, "connect", "", "%s before hello", h.Op)
 	}
 	m, err := wire.DecodeRequest(h.Op, payload)
@@ -102,6 +117,8 @@ func (c *conn) admit(op wire.Opcode, first wire.Message) (rep wire.Message, err 
 		return c.hello(m)
 	case *wire.AttachReq:
 		return c.attach(m)
+	case *wire.JoinReq:
+		return c.enroll(c.key.Fingerprint, m)
 	}
 	panic("serverd: greet let something else through")
 }
@@ -194,8 +211,9 @@ func (c *conn) attach(m *wire.AttachReq) (wire.Message, error) {
 	return &wire.Empty{}, nil
 }
 
-// retreat undoes admit where its answer could not be sent.
+// retreat undoes admit where its answer could not be sent, or comes too late.
 func (c *conn) retreat() {
+	defer close(c.done) // who takes the session over may be waiting already
 	if c.sess == nil {
 		return
 	}

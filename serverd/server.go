@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,6 +71,7 @@ type Server struct {
 	users   accounts
 	began   time.Time
 	unknown chan struct{} // a slot for each connection that has not said hello
+	guesses guesses
 	base    context.Context
 	kill    context.CancelCauseFunc // ends base: everything still running gives up
 
@@ -79,6 +82,8 @@ type Server struct {
 	pending  map[net.Conn]struct{}        // guarded by mu; not said hello yet
 	conns    map[*conn]struct{}           // guarded by mu
 	sessions map[proto.SessionID]*session // guarded by mu
+	seen     map[auth.Fingerprint]bool    // guarded by mu; connected since noteSeen wrote it down
+	noted    time.Time                    // guarded by mu; when that was
 }
 
 // Listen binds the ports; clients are answered from Serve on. Errors:
@@ -103,6 +108,7 @@ func Listen(o Options) (*Server, error) {
 		pending:  make(map[net.Conn]struct{}),
 		conns:    make(map[*conn]struct{}),
 		sessions: make(map[proto.SessionID]*session),
+		seen:     make(map[auth.Fingerprint]bool),
 	}
 	s.base, s.kill = context.WithCancelCause(context.Background())
 	for _, e := range o.Exports {
@@ -201,7 +207,33 @@ func (s *Server) known(raw net.Conn, c *conn) bool {
 		return false
 	}
 	s.conns[c] = struct{}{}
+	s.seen[c.key.Fingerprint] = true
 	return true
+}
+
+// seenEvery is how often is written down which clients are connected.
+const seenEvery = time.Minute
+
+// noteSeen writes down which clients were connected lately, now and then.
+func (s *Server) noteSeen() {
+	s.mu.Lock()
+	if !s.draining && time.Since(s.noted) < seenEvery {
+		s.mu.Unlock()
+		return
+	}
+	for c := range s.conns {
+		s.seen[c.key.Fingerprint] = true
+	}
+	who := slices.Collect(maps.Keys(s.seen))
+	clear(s.seen)
+	s.noted = time.Now()
+	s.mu.Unlock()
+	if len(who) == 0 {
+		return
+	}
+	if err := s.o.State.NoteSeen(who, time.Now()); err != nil {
+		s.log.Warn().Err(err).Msg("cannot note which clients were seen")
+	}
 }
 
 // forgetPendingLocked gives the slot of a connection back. The caller has s.mu.
@@ -241,6 +273,7 @@ func (s *Server) drain() {
 	})
 	s.running.Wait()
 	late.Stop()
+	s.noteSeen()
 	s.kill(errStopped)
 }
 
@@ -274,17 +307,27 @@ func (s *Server) keepHouse(ctx context.Context) {
 		case <-tick.C:
 			s.tidySessions()
 			s.tidyJournals()
-			s.dropRevoked()
+			s.DropRevoked()
+			s.noteSeen()
 		}
 	}
 }
 
-func (s *Server) dropRevoked() {
+// DropRevoked ends the connections and sessions of clients that are not admitted
+// any more, and returns how many sessions that were. It returns when nothing is
+// done on their behalf any more, and when their open files are dropped.
+func (s *Server) DropRevoked() (sessions int) {
 	for _, c := range s.connections() {
-		if _, ok := s.o.State.Client(c.key.Fingerprint); !ok {
+		if s.o.State.Revoked(c.key.Fingerprint) {
 			c.abort(errRevoked)
 		}
 	}
+	for _, sess := range s.sessionList() {
+		if s.o.State.Revoked(sess.key.Fingerprint) && s.expel(sess, errRevoked) {
+			sessions++
+		}
+	}
+	return sessions
 }
 
 // SessionStatus is a session as `cageserverd sessions` shows it.

@@ -161,6 +161,19 @@ func (s *Server) end(sess *session, why string) {
 		Str("why", why).AnErr("error", err).Msg("session ended")
 }
 
+// expel ends a session for good, its connection first; false if it had ended.
+func (s *Server) expel(sess *session, why error) bool {
+	if c := sess.current(); c != nil {
+		c.abort(why)
+		<-c.done
+	}
+	if sess.isEnded() {
+		return false
+	}
+	s.end(sess, why.Error())
+	return true
+}
+
 // tidySessions ends sessions that nobody came back to, and before that takes
 // their open files from them.
 func (s *Server) tidySessions() {

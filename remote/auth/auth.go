@@ -16,7 +16,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base32"
 	"errors"
 	"math/big"
 	"net"
@@ -38,8 +37,21 @@ func FingerprintOf(key ed25519.PublicKey) Fingerprint {
 		panic("auth: an ed25519 key has no PKIX form: " + err.Error())
 	}
 	sum := sha256.Sum256(der)
-	text := base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:])
-	return Fingerprint(fingerprintPrefix + strings.ToLower(text))
+	return fingerprintOfSum(sum[:])
+}
+
+func fingerprintOfSum(sum []byte) Fingerprint {
+	return Fingerprint(fingerprintPrefix + strings.ToLower(base32Text.EncodeToString(sum)))
+}
+
+// sum is the SHA-256 that the fingerprint prints.
+func (fp Fingerprint) sum() ([]byte, error) {
+	text, ok := strings.CutPrefix(string(fp), fingerprintPrefix)
+	sum, err := base32Text.DecodeString(strings.ToUpper(text))
+	if !ok || err != nil || len(sum) != sha256.Size {
+		return nil, status.Newf(status.Invalid, "fingerprint", string(fp), "not a fingerprint")
+	}
+	return sum, nil
 }
 
 // fileName is the name of the keyring's file for a server.

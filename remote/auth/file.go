@@ -143,18 +143,27 @@ func checkOwner(dir *os.Root, uid int) error {
 	if err != nil {
 		return status.Wrap(err, "stat", dir.Name())
 	}
-	if owner := int(info.Sys().(*syscall.Stat_t).Uid); owner != uid {
-		return status.Newf(status.Access, "open", dir.Name(), "belongs to uid %d, not to %d", owner, uid)
+	if owner(info) != uid {
+		return status.Newf(status.Access, "open", dir.Name(), "belongs to uid %d, not to %d", owner(info), uid)
 	}
 	return nil
 }
 
-// flock opens (or makes) a file and locks it. Closing it unlocks it.
-func flock(dir *os.Root, name string, how int) (*os.File, error) {
+// owner is the uid of a file's owner.
+func owner(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
+
+// flock opens (or makes, for uid) a file and locks it. Closing it unlocks it.
+func flock(dir *os.Root, name string, uid, how int) (*os.File, error) {
 	path := filepath.Join(dir.Name(), name)
 	f, err := dir.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, status.Wrap(err, "lock", path)
+	}
+	if uid != os.Geteuid() {
+		if err := f.Chown(uid, -1); err != nil {
+			f.Close()
+			return nil, status.Wrap(err, "lock", path)
+		}
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), how)

@@ -24,6 +24,7 @@ type serverFile struct {
 	Name      string      `json:"name"` // of this client, at the server
 	Key       []byte      `json:"key"`  // seed of the ed25519 key
 	Addresses []string    `json:"addresses,omitempty"`
+	Joining   []byte      `json:"joining,omitempty"` // not admitted yet: SHA-256 of the secret with which it is going to join
 }
 
 // DefaultKeyringDir is $XDG_CONFIG_HOME/cage, default ~/.config/cage.
@@ -45,10 +46,16 @@ func OpenKeyring(dir string) *Keyring { return &Keyring{dir: dir} }
 // fingerprint that is not known, or Access where others may read the file. That
 // the server refuses the key shows at the first read only: see Explain.
 func (k *Keyring) Client(conn net.Conn) *tls.Conn {
+	return tls.Client(conn, clientConfig(k.key))
+}
+
+// clientConfig is a client's configuration. keyFor returns the key to show to a
+// server, or an error for one that is not to be talked to.
+func clientConfig(keyFor func(server Fingerprint) (ed25519.PrivateKey, error)) *tls.Config {
 	// The key to show depends on the server's, which is verified first. Both
 	// functions run in the connection's handshake, one after the other.
 	var shown *tls.Certificate
-	return tls.Client(conn, &tls.Config{
+	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// Instead of names and authorities, VerifyConnection checks the pin.
 		InsecureSkipVerify: true,
@@ -57,7 +64,7 @@ func (k *Keyring) Client(conn net.Conn) *tls.Conn {
 			if err != nil {
 				return err
 			}
-			key, err := k.key(fp)
+			key, err := keyFor(fp)
 			if err != nil {
 				return err
 			}
@@ -68,7 +75,7 @@ func (k *Keyring) Client(conn net.Conn) *tls.Conn {
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return shown, nil
 		},
-	})
+	}
 }
 
 // key is the key to show to a server.
@@ -77,7 +84,7 @@ func (k *Keyring) key(server Fingerprint) (ed25519.PrivateKey, error) {
 	if err == nil {
 		defer dir.Close()
 		var key ed25519.PrivateKey
-		if key, err = readServerFile(dir, server); err == nil {
+		if key, _, err = readServerFile(dir, server.fileName(), server); err == nil {
 			return key, nil
 		}
 	}
@@ -87,20 +94,26 @@ func (k *Keyring) key(server Fingerprint) (ed25519.PrivateKey, error) {
 	return nil, status.Wrap(err, "connect", "")
 }
 
-func readServerFile(dir *os.Root, server Fingerprint) (ed25519.PrivateKey, error) {
-	path := filepath.Join(dir.Name(), server.fileName())
-	data, _, err := readPrivate(dir, server.fileName())
-	if err != nil {
-		return nil, err
-	}
+func readServerFile(dir *os.Root, name string, server Fingerprint) (ed25519.PrivateKey, serverFile, error) {
+	path := filepath.Join(dir.Name(), name)
 	var f serverFile
+	data, _, err := readPrivate(dir, name)
+	if err != nil {
+		return nil, f, err
+	}
 	if err := decodeJSON(data, &f, &f.Schema); err != nil {
-		return nil, status.Wrap(err, "open", path)
+		return nil, f, status.Wrap(err, "open", path)
 	}
 	if f.Server != server || len(f.Key) != ed25519.SeedSize {
-		return nil, status.Newf(status.Damaged, "open", path, "not the file of server %s", server)
+		return nil, f, status.Newf(status.Damaged, "open", path, "not the file of server %s", server)
 	}
-	return ed25519.NewKeyFromSeed(f.Key), nil
+	return ed25519.NewKeyFromSeed(f.Key), f, nil
+}
+
+func (f *serverFile) encode() ([]byte, error) {
+	f.Schema = schema
+	data, err := json.MarshalIndent(f, "", "  ")
+	return append(data, '\n'), status.Wrap(err, "make key", "")
 }
 
 // localKey returns the key for a server in a user's keyring, and makes it if
@@ -114,20 +127,21 @@ func localKey(configDir string, uid int, name string, server Fingerprint) (ed255
 	if err := checkOwner(dir, uid); err != nil {
 		return nil, err
 	}
-	key, err := readServerFile(dir, server)
+	key, _, err := readServerFile(dir, server.fileName(), server)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
 	if key, err = newKey(); err != nil {
 		return nil, status.Wrap(err, "make key", "")
 	}
-	data, err := json.MarshalIndent(serverFile{Schema: schema, Server: server, Name: name, Key: key.Seed()}, "", "  ")
+	data, err := (&serverFile{Server: server, Name: name, Key: key.Seed()}).encode()
 	if err != nil {
-		return nil, status.Wrap(err, "make key", "")
+		return nil, err
 	}
-	if err := addPrivate(dir, server.fileName(), append(data, '\n'), uid); err != nil {
+	if err := addPrivate(dir, server.fileName(), data, uid); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return readServerFile(dir, server)
+			key, _, err = readServerFile(dir, server.fileName(), server)
+			return key, err
 		}
 		return nil, err
 	}

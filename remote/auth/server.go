@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,20 +23,23 @@ import (
 
 // The files of a state directory.
 const (
-	keyFile     = "server.key"   // PKCS #8, PEM
-	clientsFile = "clients.json" // clientList
-	editFile    = "clients.lock" // locked by whoever replaces clients.json
-	lockFile    = "lock"         // LockState
+	keyFile         = "server.key"       // PKCS #8, PEM
+	clientsFile     = "clients.json"     // clientList
+	invitationsFile = "invitations.json" // invitationList
+	seenFile        = "seen.json"        // seenList
+	editFile        = "clients.lock"     // locked by whoever replaces one of these three
+	lockFile        = "lock"             // LockState
 )
 
 // schema is the version of the JSON files.
 const schema = 1
 
-// ServerState is a server's state directory: its key and the clients it admits.
-// Safe for concurrent use, also by several processes.
+// ServerState is a server's state directory: its key, the clients it admits and
+// those that are invited. Safe for concurrent use, also by several processes.
 type ServerState struct {
 	// Set at construction.
 	dir  *os.Root
+	uid  int // the directory's owner, who is to own what is in it
 	cert tls.Certificate
 	fp   Fingerprint
 
@@ -53,11 +57,22 @@ type ClientKey struct {
 	Exports     []string    `json:"exports,omitempty"`   // empty: all
 	ReadOnly    bool        `json:"read_only,omitempty"`
 	TrustIDs    bool        `json:"trust_ids,omitempty"` // identities in requests count; a local key of root has it
+	Joined      time.Time   `json:"joined,omitzero"`
+	Invitation  []byte      `json:"invitation,omitempty"` // the Hash of the one that it joined with
 }
 
 type clientList struct {
 	Schema  int         `json:"schema"`
 	Clients []ClientKey `json:"clients"`
+}
+
+// FindServerState opens the state directory of a server that was started there
+// at least once: status.NotFound if none was. Other errors as OpenServerState.
+func FindServerState(dir string) (*ServerState, error) {
+	if _, err := os.Stat(filepath.Join(dir, keyFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil, status.Newf(status.NotFound, "open", dir, "no server has its keys there: start one, or name another directory with --state")
+	}
+	return OpenServerState(dir)
 }
 
 // OpenServerState opens or makes (0700) a state directory, with a new key on
@@ -84,6 +99,7 @@ func (s *ServerState) open() error {
 	if info.Mode().Perm()&0o022 != 0 {
 		return status.Newf(status.Access, "open", s.dir.Name(), "others may write to it (mode %04o); chmod 700 it", info.Mode().Perm())
 	}
+	s.uid = owner(info)
 	key, err := s.key()
 	if err != nil {
 		return err
@@ -138,7 +154,7 @@ func (s *ServerState) makeKey() error {
 		return status.Wrap(err, "make key", "")
 	}
 	data := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	return addPrivate(s.dir, keyFile, data, os.Geteuid())
+	return addPrivate(s.dir, keyFile, data, s.uid)
 }
 
 // Fingerprint is the server's own.
@@ -188,20 +204,42 @@ func (s *ServerState) Admit(c ClientKey) error {
 
 // edit replaces the list of clients; change may change its argument.
 func (s *ServerState) edit(change func([]ClientKey) []ClientKey) error {
-	lock, err := flock(s.dir, editFile, unix.LOCK_EX)
+	return s.locked(func() error {
+		list, err := s.list()
+		if err != nil {
+			return err
+		}
+		return s.writeClients(change(slices.Clone(list)))
+	})
+}
+
+// locked calls f while nobody else, in this process or another, replaces a list.
+func (s *ServerState) locked(f func() error) error {
+	lock, err := flock(s.dir, editFile, s.uid, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	return f()
+}
+
+func (s *ServerState) writeClients(list []ClientKey) error {
+	return s.writeJSON(clientsFile, clientList{Schema: schema, Clients: list})
+}
+
+// writeJSON replaces a file as a whole.
+func (s *ServerState) writeJSON(name string, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return status.Wrap(err, "write", name)
+	}
+	return writePrivate(s.dir, name, append(data, '\n'), s.uid)
+}
+
+// Clients lists the clients that the server admits.
+func (s *ServerState) Clients() ([]ClientKey, error) {
 	list, err := s.list()
-	if err != nil {
-		return err
-	}
-	data, err := json.MarshalIndent(clientList{Schema: schema, Clients: change(slices.Clone(list))}, "", "  ")
-	if err != nil {
-		return status.Wrap(err, "write", clientsFile)
-	}
-	return writePrivate(s.dir, clientsFile, append(data, '\n'), os.Geteuid())
+	return slices.Clone(list), err
 }
 
 // Client returns the client with a fingerprint; ok is false if it is not
@@ -209,6 +247,13 @@ func (s *ServerState) edit(change func([]ClientKey) []ClientKey) error {
 func (s *ServerState) Client(fp Fingerprint) (c ClientKey, ok bool) {
 	c, err := s.client(fp)
 	return c, err == nil
+}
+
+// Revoked reports whether the list of clients can be read and does not have a
+// fingerprint, so that a list that cannot be read for a moment ends nothing for good.
+func (s *ServerState) Revoked(fp Fingerprint) bool {
+	list, err := s.list()
+	return err == nil && !slices.ContainsFunc(list, func(c ClientKey) bool { return c.Fingerprint == fp })
 }
 
 // client is status.WrongKey for a client that is not admitted.
@@ -252,18 +297,26 @@ func (s *ServerState) list() ([]ClientKey, error) {
 	return s.clients, nil
 }
 
+// JoinProtocol is the ALPN protocol of a connection on which a client that is
+// not admitted yet may join, and nobody may do anything else. Other connections
+// name no protocol.
+const JoinProtocol = "cage-join"
+
 // TLS is the server's configuration: TLS 1.3, a client certificate required
 // and admitted, looked up at each handshake. The peer is PeerOf the connection's
 // state. The handshake's error is status.WrongKey for a client that is refused.
+// Where JoinProtocol is negotiated, any key of the right kind will do: whoever
+// uses the configuration must let such a connection join and no more.
 func (s *ServerState) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{s.cert},
 		ClientAuth:             tls.RequireAnyClientCert,
 		SessionTicketsDisabled: true,
+		NextProtos:             []string{JoinProtocol},
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			fp, err := PeerOf(cs)
-			if err != nil {
+			if err != nil || cs.NegotiatedProtocol == JoinProtocol {
 				return err
 			}
 			_, err = s.client(fp)
@@ -283,7 +336,7 @@ func LockState(dir string) (*StateLock, error) {
 		return nil, status.Wrap(err, "lock", dir)
 	}
 	defer root.Close()
-	f, err := flock(root, lockFile, unix.LOCK_EX|unix.LOCK_NB)
+	f, err := flock(root, lockFile, os.Geteuid(), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, status.Newf(status.Busy, "lock", dir, "another server uses this state directory")
 	}

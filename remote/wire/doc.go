@@ -29,8 +29,8 @@
 // refused on both sides with status.Version, "server speaks 1, client 2". Whether
 // an older client is still served the server says in the reply to its hello.
 // Reserved bytes are sent as zero and ignored. The preamble, the frame header,
-// and the first two fields of the hello (version, software) are the same in
-// every version.
+// and the first two fields of the hello and of the join (version, software) are
+// the same in every version.
 //
 //	version 1   first version
 //	version 2   allocate, copy and seek; make without a name and with a umask;
@@ -100,6 +100,7 @@
 //	attribute's value, names   MaxXattr    64 KiB
 //	label                      MaxLabel    128
 //	host, export, software     MaxWord     255    (shortened, but the export)
+//	secret of a join           MaxSecret   64
 //	text for people            MaxText     4096   (shortened)
 //	list                       MaxEntries  1024
 //	opens of a hello           MaxOpens    65536
@@ -123,7 +124,13 @@
 //	OpBye                           -->            ends the session and its opens
 //	                                <--   reply, then the server closes
 //
-// The first frame of a connection is OpHello or OpAttach, and neither comes
+// A client whose key the server does not admit yet joins on a connection of its
+// own, which is told apart in the TLS handshake (ALPN "cage-join"): there the
+// first and only frame is OpJoin, after whose reply the server closes. On other
+// connections OpJoin is refused, and the handshake of a key that is not admitted
+// fails.
+//
+// The first frame of any other connection is OpHello or OpAttach, and neither comes
 // again. OpExports, OpPing and OpBye are all that a hello without an export allows.
 // Preamble and first frame are under a deadline on both sides; afterwards a side
 // that heard nothing for a while pings or gives up.

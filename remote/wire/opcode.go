@@ -18,6 +18,7 @@ const (
 	OpPing    Opcode = 3 // Empty, Empty
 	OpBye     Opcode = 4 // Empty, Empty: ends the session; its opens are dropped
 	OpExports Opcode = 5 // Empty, ExportsRep: the exports this client may see
+	OpJoin    Opcode = 6 // JoinReq, JoinRep: only frame of a connection on which a client joins
 
 	// Reading (20–49). ReqHeader says for whom and at which moment.
 	OpLookup    Opcode = 20 // LookupReq, AttrRep
@@ -77,6 +78,7 @@ var Table = map[Opcode]Spec{
 	OpPing:    {Name: "ping", NewRequest: fresh[Empty], NewReply: fresh[Empty], Data: true},
 	OpBye:     {Name: "bye", NewRequest: fresh[Empty], NewReply: fresh[Empty]},
 	OpExports: {Name: "exports", NewRequest: fresh[Empty], NewReply: fresh[ExportsRep]},
+	OpJoin:    {Name: "join", NewRequest: fresh[JoinReq], NewReply: fresh[JoinRep]},
 
 	OpLookup:    {Name: "lookup", NewRequest: fresh[LookupReq], NewReply: fresh[AttrRep]},
 	OpGetAttr:   {Name: "getattr", NewRequest: fresh[IDReq], NewReply: fresh[AttrRep]},

@@ -109,3 +109,59 @@ func (m *ExportsRep) Append(b []byte) []byte { return appendList(b, m.Names, app
 
 // Decode implements Message.
 func (m *ExportsRep) Decode(c *Cursor) { m.Names = c.strs(MaxEntries, MaxWord) }
+
+// JoinReq asks the server to admit the key that the client shows in TLS, which
+// it does for the secret of an open invitation. Its first two fields are those
+// of the hello.
+type JoinReq struct {
+	Version  uint16
+	Software string
+	Client   string // host name of the client, for the server's log
+	Secret   []byte // at most MaxSecret bytes; aliases the frame
+}
+
+// Append implements Message.
+func (m *JoinReq) Append(b []byte) []byte {
+	b = appendInt(b, m.Version)
+	b = appendText(b, m.Software, MaxWord)
+	b = appendText(b, m.Client, MaxWord)
+	return appendBytes(b, m.Secret)
+}
+
+// Decode implements Message.
+func (m *JoinReq) Decode(c *Cursor) {
+	m.Version = c.u16()
+	m.Software = c.str(MaxWord)
+	m.Client = c.str(MaxWord)
+	m.Secret = c.bytes(MaxSecret)
+}
+
+// JoinRep says as what the client is admitted from now on.
+type JoinRep struct {
+	Version  uint16
+	Software string
+	Name     string // of the client, at the server
+	ReadOnly bool
+	Trusted  bool
+	Exports  []string // that it may mount, at most MaxEntries
+}
+
+// Append implements Message.
+func (m *JoinRep) Append(b []byte) []byte {
+	b = appendInt(b, m.Version)
+	b = appendText(b, m.Software, MaxWord)
+	b = appendText(b, m.Name, MaxWord)
+	b = appendFlag(b, m.ReadOnly)
+	b = appendFlag(b, m.Trusted)
+	return appendList(b, m.Exports, appendBytes[string])
+}
+
+// Decode implements Message.
+func (m *JoinRep) Decode(c *Cursor) {
+	m.Version = c.u16()
+	m.Software = c.str(MaxWord)
+	m.Name = c.str(MaxWord)
+	m.ReadOnly = c.flag()
+	m.Trusted = c.flag()
+	m.Exports = c.strs(MaxEntries, MaxWord)
+}

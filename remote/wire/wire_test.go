@@ -300,7 +300,7 @@ func TestLongLists(t *testing.T) {
 }
 
 func TestDecodeByOpcode(t *testing.T) {
-	for _, op := range []Opcode{0, 6, OpChange, 999, OpChanged} {
+	for _, op := range []Opcode{0, 19, OpChange, 999, OpChanged} {
 		_, err := DecodeRequest(op, nil)
 		require.Equal(t, status.Unsupported, status.Of(err), "request %d", op)
 	}
