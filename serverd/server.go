@@ -330,12 +330,16 @@ func (s *Server) DropRevoked() (sessions int) {
 	return sessions
 }
 
+// Since is when the server was started.
+func (s *Server) Since() time.Time { return s.began }
+
 // SessionStatus is a session as `cageserverd sessions` shows it.
 type SessionStatus struct {
 	ID        proto.SessionID
 	Export    string
-	Client    string // its name in the journal
-	Key       string // the admitted key's name
+	Client    string         // its name in the journal
+	Key       auth.ClientKey // as it was when the session began
+	ReadOnly  bool
 	Peer      string // address; "" without a connection
 	Since     time.Time
 	Lost      time.Time // zero while it has a connection

@@ -297,11 +297,11 @@ func (s *session) status() SessionStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := SessionStatus{
-		ID: s.id, Export: s.exp.Name, Client: s.name, Key: s.key.Name, Since: s.since, Lost: s.lost,
-		OpenFiles: len(s.opens), DataConns: len(s.data),
+		ID: s.id, Export: s.exp.Name, Client: s.name, Key: *s.key, Since: s.since, Lost: s.lost,
+		ReadOnly: s.key.ReadOnly || s.exp.ReadOnly, OpenFiles: len(s.opens), DataConns: len(s.data),
 	}
 	if s.main != nil {
-		st.Peer = s.main.peer
+		st.Peer, st.ReadOnly = s.main.peer, s.main.readOnly
 	}
 	return st
 }

@@ -23,6 +23,6 @@ func app() *cli.App {
 	return &cli.App{
 		Name:     "cageserverd",
 		Short:    "Exports directories to Cage's clients, with a journal of every change.",
-		Commands: []func() *cli.Command{newServe, newRecover},
+		Commands: []func() *cli.Command{newServe, newRecover, newInvite, newClients, newRevoke, newExports, newSessions},
 	}
 }

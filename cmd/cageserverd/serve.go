@@ -9,6 +9,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"cagefs.dev/cage/cmd/internal/cli"
+	"cagefs.dev/cage/cmd/internal/control"
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/remote/auth"
 	"cagefs.dev/cage/remote/status"
@@ -96,6 +97,11 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	if err != nil {
 		return err
 	}
+	socket, err := control.ListenAdmin(ctx, dir, &admin{Server: srv, exports: exports.List, dataPorts: f.dataPorts})
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
 	if _, err := fmt.Fprintf(std.Out, "ready %s\n", srv.Addr()); err != nil {
 		return err
 	}

@@ -61,6 +61,19 @@ type ClientKey struct {
 	Invitation  []byte      `json:"invitation,omitempty"` // the Hash of the one that it joined with
 }
 
+// ActsAs says for people on whose behalf the client's requests are done.
+func (c *ClientKey) ActsAs() string {
+	switch {
+	case c.TrustIDs:
+		return "its own users"
+	case c.LocalUID != nil:
+		return "uid " + strconv.FormatUint(uint64(*c.LocalUID), 10)
+	case c.User != "":
+		return c.User
+	}
+	return "nobody"
+}
+
 type clientList struct {
 	Schema  int         `json:"schema"`
 	Clients []ClientKey `json:"clients"`

@@ -19,11 +19,41 @@ import (
 
 // Client talks to a running mount. Not safe for concurrent use.
 type Client struct {
+	link
+	fd int // pidfd of the mount's process, -1 if there is none to be had
+}
+
+// link is the client's end of a socket.
+type link struct {
 	// Set at construction.
 	c   *net.UnixConn
 	in  *bufio.Scanner
 	pid int
-	fd  int // pidfd of the mount's process, -1 if there is none to be had
+}
+
+// maxReply is more than any reply takes: a server's list of sessions is the longest.
+const maxReply = 16 << 20
+
+// connect connects to a socket whose process is this user's, or root's, or
+// anybody's if this is root.
+func connect(ctx context.Context, path string) (link, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return link{}, err
+	}
+	c := conn.(*net.UnixConn)
+	cred, err := peer(c)
+	if err == nil && os.Geteuid() != 0 && cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		err = status.New(status.Access, "control socket", path)
+	}
+	if err != nil {
+		c.Close()
+		return link{}, err
+	}
+	in := bufio.NewScanner(c)
+	in.Buffer(nil, maxReply)
+	return link{c: c, in: in, pid: int(cred.Pid)}, nil
 }
 
 // Dial connects to the process of a mount: status.Unreachable if none answers
@@ -31,27 +61,18 @@ type Client struct {
 func Dial(ctx context.Context, m Mount) (*Client, error) {
 	var last error = os.ErrNotExist
 	for _, path := range socketPaths(m) {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", path)
+		l, err := connect(ctx, path)
 		if err != nil {
 			if !errors.Is(err, os.ErrNotExist) {
 				last = err
 			}
 			continue
 		}
-		c := conn.(*net.UnixConn)
-		cred, err := peer(c)
-		if err != nil || (os.Geteuid() != 0 && cred.Uid != 0 && int(cred.Uid) != os.Geteuid()) {
-			c.Close()
-			continue
-		}
-		fd, err := unix.PidfdOpen(int(cred.Pid), 0)
+		fd, err := unix.PidfdOpen(l.pid, 0)
 		if err != nil {
 			fd = -1
 		}
-		in := bufio.NewScanner(c)
-		in.Buffer(nil, 1<<20)
-		return &Client{c: c, in: in, pid: int(cred.Pid), fd: fd}, nil
+		return &Client{link: l, fd: fd}, nil
 	}
 	if errors.Is(last, os.ErrPermission) {
 		return nil, status.Newf(status.Access, "", m.Point, "the mount belongs to another user")
@@ -59,8 +80,8 @@ func Dial(ctx context.Context, m Mount) (*Client, error) {
 	return nil, status.Newf(status.Unreachable, "", m.Point, "the mount's process does not answer: it is gone, or another user's")
 }
 
-// PID is the mount's process.
-func (c *Client) PID() int { return c.pid }
+// PID is the process at the other end.
+func (c *link) PID() int { return c.pid }
 
 // Close ends the connection and what is being asked.
 func (c *Client) Close() {
@@ -136,9 +157,9 @@ func (c *Client) Umount(ctx context.Context) error {
 	}
 }
 
-var errNoAnswer = status.Newf(status.Unreachable, "", "", "the mount's process ended before it answered")
+var errNoAnswer = status.Newf(status.Unreachable, "", "", "the process ended before it answered")
 
-func (c *Client) call(ctx context.Context, op string) (reply, error) {
+func (c *link) call(ctx context.Context, op string) (reply, error) {
 	stop := context.AfterFunc(ctx, func() { c.c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	b, err := json.Marshal(request{Op: op})

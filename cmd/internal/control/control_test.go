@@ -91,17 +91,17 @@ func TestRequests(t *testing.T) {
 
 func TestSocketIsPrivateAndReplaced(t *testing.T) {
 	s := start(t, "0:51", newFake())
-	fi, err := os.Stat(s.path)
+	fi, err := os.Stat(s.l.Addr().String())
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o600), fi.Mode().Perm())
-	require.Equal(t, filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "cage"), filepath.Dir(s.path))
+	require.Equal(t, filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "cage"), filepath.Dir(s.l.Addr().String()))
 	s.Close()
 	s.Close()
-	_, err = os.Stat(s.path)
+	_, err = os.Stat(s.l.Addr().String())
 	require.ErrorIs(t, err, fs.ErrNotExist)
 
 	// A socket without a process is what a mount that was killed leaves.
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.path, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.l.Addr().String(), Net: "unix"})
 	require.NoError(t, err)
 	l.SetUnlinkOnClose(false)
 	l.Close()
@@ -112,7 +112,7 @@ func TestSocketIsPrivateAndReplaced(t *testing.T) {
 	defer again.Close()
 	dial(t, "0:51")
 
-	require.NoError(t, os.Chmod(filepath.Dir(s.path), 0o777))
+	require.NoError(t, os.Chmod(filepath.Dir(s.l.Addr().String()), 0o777))
 	_, err = Listen(t.Context(), "0:52", newFake())
 	require.ErrorIs(t, err, status.Access, "a directory that others may write to is no place for the socket")
 }

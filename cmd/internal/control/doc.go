@@ -1,6 +1,7 @@
 // Package control is the control socket of a running mount: how status, sync,
 // umount and cagejournal find the mount that a path belongs to, and what they
-// can ask of it.
+// can ask of it. It is also that of a running server (admin.go), which is found
+// in the server's state directory.
 //
 // Each mount listens on a socket of its own (mode 0600) in the directory of
 // Dir, named by the device number of the mount, so that it is found from a path
@@ -9,7 +10,7 @@
 //
 // A request is one line of JSON, {"op":"status"}; so is the answer. A client
 // that goes away cancels what it asked for. The package knows nothing of how a
-// mount answers.
+// mount or a server answers.
 package control
 
 import (
@@ -79,6 +80,8 @@ type reply struct {
 	Where  *Where  `json:"where,omitempty"`
 	Status *Status `json:"status,omitempty"`
 	Stats  *Stats  `json:"stats,omitempty"`
+	Served *Served `json:"served,omitempty"`
+	Ended  *int    `json:"ended,omitempty"`
 	Error  *failed `json:"error,omitempty"`
 }
 

@@ -29,15 +29,18 @@ type Handler interface {
 	Umount(ctx context.Context) error
 }
 
-// Server is the listening socket of a mount.
+// Server is a listening socket.
 type Server struct {
 	// Set at construction.
-	l       *net.UnixListener
-	path    string
-	handler Handler
-	cancel  context.CancelFunc
-	done    sync.WaitGroup
+	l      *net.UnixListener
+	answer func(context.Context, request) reply
+	slots  chan struct{} // one for each connection
+	cancel context.CancelFunc
+	done   sync.WaitGroup
 }
+
+// maxConns is how many connections a socket has at a time; further ones wait.
+const maxConns = 64
 
 // Dir is where the sockets of this user's mounts are: $XDG_RUNTIME_DIR/cage if
 // that is the user's own directory; /run/cage for root; else /run/user/UID/cage
@@ -71,7 +74,14 @@ func Listen(ctx context.Context, dev string, h Handler) (*Server, error) {
 	if !owned(dir, os.Geteuid()) {
 		return nil, status.Newf(status.Access, "control socket", dir, "the directory belongs to somebody else or is open to others")
 	}
-	path := socketPath(dir, dev)
+	return listen(ctx, socketPath(dir, dev), func(ctx context.Context, q request) reply { return answerMount(ctx, h, q) })
+}
+
+// listen opens a socket and serves it until Close. One that is there is replaced.
+func listen(ctx context.Context, path string, answer func(context.Context, request) reply) (*Server, error) {
+	if most := len(unix.RawSockaddrUnix{}.Path) - 1; len(path) > most {
+		return nil, status.Newf(status.NameTooLong, "control socket", path, "%d bytes, a socket's path has at most %d", len(path), most)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, status.Wrap(err, "control socket", path)
 	}
@@ -84,7 +94,7 @@ func Listen(ctx context.Context, dev string, h Handler) (*Server, error) {
 		return nil, status.Wrap(err, "control socket", path)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &Server{l: l, path: path, handler: h, cancel: cancel}
+	s := &Server{l: l, answer: answer, slots: make(chan struct{}, maxConns), cancel: cancel}
 	s.done.Go(func() { s.accept(ctx) })
 	return s, nil
 }
@@ -110,7 +120,14 @@ func (s *Server) accept(ctx context.Context) {
 		if err != nil {
 			return
 		}
+		select {
+		case s.slots <- struct{}{}:
+		case <-ctx.Done():
+			c.Close()
+			return
+		}
 		s.done.Go(func() {
+			defer func() { <-s.slots }()
 			defer c.Close()
 			if admitted(c) {
 				s.serve(ctx, c)
@@ -180,22 +197,26 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 	}
 }
 
-func (s *Server) answer(ctx context.Context, q request) reply {
+func answerMount(ctx context.Context, h Handler, q request) reply {
 	switch q.Op {
 	case opWhere:
-		w := s.handler.Where()
+		w := h.Where()
 		return reply{Where: &w}
 	case opStatus:
-		st := s.handler.Status()
+		st := h.Status()
 		return reply{Status: &st}
 	case opStats:
-		st := s.handler.Stats()
+		st := h.Stats()
 		return reply{Stats: &st}
 	case opSync:
-		return result(s.handler.Sync(ctx))
+		return result(h.Sync(ctx))
 	case opUmount:
-		return result(s.handler.Umount(ctx))
+		return result(h.Umount(ctx))
 	}
+	return unknown(q)
+}
+
+func unknown(q request) reply {
 	return result(status.Newf(status.Unsupported, "", "", "unknown request %q", q.Op))
 }
 

@@ -33,7 +33,7 @@ type pkg struct {
 // those that stand in bare.
 var allowed = map[string][]string{
 	"cmd/cagefs":           {"fusefs", "pagecache", "remote", "remote/auth", "remote/page", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
-	"cmd/cageserverd":      {"serverd", "journal", "journal/vfs", "remote/auth", "cmd/internal/cli"},
+	"cmd/cageserverd":      {"serverd", "journal", "journal/vfs", "remote/auth", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/cagejournal":      {"journal", "journal/replay", "journal/vfs", "remote", "remote/auth", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/internal/cli":     {},
 	"cmd/internal/control": {},
