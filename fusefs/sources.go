@@ -5,6 +5,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/proto"
 )
 
@@ -68,6 +69,30 @@ func (s *sources) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn
 	return s.of(in.NodeId).CopyFileRange(cancel, in)
 }
 
+// GetXAttr implements fuse.RawFileSystem.
+func (s *sources) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	if s.absent(h.NodeId) {
+		return 0, fuse.Status(syscall.ETIMEDOUT)
+	}
+	return s.of(h.NodeId).GetXAttr(cancel, h, name, dest)
+}
+
+// ListXAttr implements fuse.RawFileSystem.
+func (s *sources) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	if s.absent(h.NodeId) {
+		return 0, fuse.Status(syscall.ETIMEDOUT)
+	}
+	return s.of(h.NodeId).ListXAttr(cancel, h, dest)
+}
+
+// absent reports whether a node is the root of a source whose server is gone.
+// Programs that list the mount's root (ls -l) ask for attributes of what is in
+// it; they get an error at once instead of waiting for the sake of one source.
+func (s *sources) absent(node uint64) bool {
+	of, ok := s.of(node).(*fileSystem)
+	return ok && of.inodes.root.node == node && of.session.Status().State != remote.Online
+}
+
 // What follows implements fuse.RawFileSystem for one node each.
 
 func (s *sources) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
@@ -114,14 +139,6 @@ func (s *sources) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fu
 
 func (s *sources) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	return s.of(in.NodeId).Access(cancel, in)
-}
-
-func (s *sources) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	return s.of(h.NodeId).GetXAttr(cancel, h, name, dest)
-}
-
-func (s *sources) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	return s.of(h.NodeId).ListXAttr(cancel, h, dest)
 }
 
 func (s *sources) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {

@@ -80,7 +80,9 @@ func childArgs(fs *pflag.FlagSet, m *spec) []string {
 			args = append(args, "--"+f.Name+"="+f.Value.String())
 		}
 	})
-	return append(args, "--", fs.Arg(0), m.mountpoint)
+	args = append(args, "--")
+	args = append(args, fs.Args()[:fs.NArg()-1]...)
+	return append(args, m.mountpoint)
 }
 
 // openLog opens the log of a mount in the background. Only a log that somebody

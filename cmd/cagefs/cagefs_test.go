@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -32,8 +33,10 @@ func TestWrongCommandLines(t *testing.T) {
 	}{
 		{"no mountpoint", []string{"mount", "h:/d"}, cli.ExitUsage, "missing argument"},
 		{"no mountpoint, implied", []string{"h:/d"}, cli.ExitUsage, "missing argument"},
-		{"several sources", []string{"mount", "a=h:/d", "b=h:/e", dir}, cli.ExitUsage, "several sources in one mount are not supported yet"},
-		{"named source", []string{"mount", "a=h:/d", dir}, cli.ExitUsage, "named sources are not supported yet"},
+		{"no mountpoint after several sources", []string{"mount", "a=h:/d", "h:/e"}, cli.ExitUsage, "h:/e is a source: the mountpoint is missing"},
+		{"two sources of a name", []string{"a=h:/d", "a=h:/e", dir}, cli.ExitUsage, "a=h:/e: two sources are called a"},
+		{"two exports of a name", []string{"h:/d", "i:7500:/d@-5m", dir}, cli.ExitUsage, "two sources are called d: give it another name, as other=i:7500:/d@-5m"},
+		{"no source among sources", []string{"h:/d", "dir", dir}, cli.ExitUsage, "dir: not a source"},
 		{"no source", []string{"mount", "h/d", dir}, cli.ExitUsage, "not a source"},
 		{"unknown option", []string{"h:/d", dir, "-o", "ro,sauce=5"}, cli.ExitUsage, "cagefs: unknown option -o sauce"},
 		{"unknown flag", []string{"mount", "--x", "h:/d", dir}, cli.ExitUsage, "cagefs: unknown flag --x"},
@@ -140,10 +143,11 @@ func TestLogPath(t *testing.T) {
 
 func TestPrintStatus(t *testing.T) {
 	since := time.Date(2026, 11, 21, 14, 2, 3, 0, time.Local)
-	s := control.Status{
-		Mountpoint: "/mnt", Source: "h:/d", Addr: "h:7400", State: "reconnecting", Since: since, Mounted: since,
-		Software: "cagefs 0.1", PID: 7, Unapplied: 3, Bytes: 3 << 19, DataConns: 2, Resumes: 1, LastError: "connection refused",
+	src := control.Source{
+		Source: "h:/d", Addr: "h:7400", State: "reconnecting", Since: since,
+		Unapplied: 3, Bytes: 3 << 19, DataConns: 2, Resumes: 1, LastError: "connection refused",
 	}
+	s := control.Status{Mountpoint: "/mnt", Source: src, Mounted: since, Software: "cagefs 0.1", PID: 7, Sources: []control.Source{src}}
 	var b bytes.Buffer
 	require.NoError(t, printStatus(&b, s))
 	require.Equal(t, `h:/d on /mnt (read-write)
@@ -152,4 +156,55 @@ undelivered  3 changes, 1.5MiB of data
 process      7, cagefs 0.1, mounted 2026-11-21 14:02:03
 last error   connection refused
 `, b.String())
+
+	src.Name = "a"
+	other := control.Source{Name: "b", Source: "i:/e", Addr: "i:7400", State: "online", Since: since, At: 9, ReadOnly: true}
+	s.Sources = []control.Source{src, other}
+	b.Reset()
+	require.NoError(t, printStatus(&b, s))
+	require.Equal(t, `2 sources on /mnt
+process      7, cagefs 0.1, mounted 2026-11-21 14:02:03
+a: h:/d (read-write)
+  server       h:7400, reconnecting since 2026-11-21 14:02:03, 2 data connections, resumed 1 times
+  undelivered  3 changes, 1.5MiB of data
+  last error   connection refused
+b: i:/e (read-only, as of @9)
+  server       i:7400, online since 2026-11-21 14:02:03, 0 data connections, resumed 0 times
+  undelivered  nothing: all is on the server
+`, b.String())
+}
+
+func TestSourcesTogether(t *testing.T) {
+	now := time.Now()
+	a := control.Source{Name: "a", State: "online", Since: now, LastError: "old", ReadOnly: true, Unapplied: 1, Bytes: 2, DataConns: 3, Resumes: 4}
+	b := control.Source{Name: "b", State: "reconnecting", Since: now.Add(1), LastError: "refused", Unapplied: 10, Bytes: 20, DataConns: 30, Resumes: 40}
+	require.Equal(t, control.Source{State: "reconnecting", Since: now.Add(1), LastError: "refused", Unapplied: 11, Bytes: 22, DataConns: 33, Resumes: 44},
+		together([]control.Source{a, b}))
+	require.Equal(t, a, together([]control.Source{a}))
+}
+
+// What `cagefs mount` takes as the sources of a mount, and the device it shows.
+func TestSpec(t *testing.T) {
+	many := make([]string, 100)
+	for i := range many {
+		many[i] = fmt.Sprintf("%d=h:/an-export-with-a-name-of-some-length", i)
+	}
+	for _, tt := range []struct {
+		sources []string
+		names   []string
+		device  string
+	}{
+		{[]string{"h:/d/sub"}, []string{""}, "h:/d/sub"},
+		{[]string{"a=h:/d"}, []string{"a"}, "h:/d"},
+		{[]string{"h:/d@-5m", "h:7500:/e/x", "now=h:/d"}, []string{"d", "e", "now"}, "h:/d@-5m,h:/e/x,h:/d"},
+	} {
+		m, err := newSpec(tt.sources, "/mnt", &options{})
+		require.NoError(t, err)
+		require.Equal(t, tt.names, m.names())
+		require.Equal(t, tt.device, m.device())
+	}
+	m, err := newSpec(many, "/mnt", &options{})
+	require.NoError(t, err)
+	require.LessOrEqual(t, len(m.device()), maxDevice+len(",…"))
+	require.True(t, strings.HasSuffix(m.device(), ",…"))
 }

@@ -4,33 +4,74 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
+	"sync/atomic"
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/cmd/internal/control"
-	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/status"
 )
 
 // What the control socket asks of a running mount.
 
 // Where implements control.Handler.
-func (d *daemon) Where() control.Where {
-	return control.Where{Addr: d.spec.source.Addr(), Export: d.session.Status().Export, Sub: d.root.sub, At: d.root.at}
+func (d *daemon) Where(path string) (control.Where, error) {
+	s, err := d.sourceOf(path)
+	if err != nil {
+		return control.Where{}, err
+	}
+	return control.Where{Addr: s.Addr(), Export: s.session.Status().Export, Sub: s.root.sub, Dir: s.Name, At: s.root.at}, nil
 }
 
-// stateNames are the connection's states in words.
-var stateNames = map[remote.State]string{remote.Online: "online", remote.Reconnecting: "reconnecting", remote.Closed: "closed"}
+// sourceOf is the source that a path in the mount is of.
+func (d *daemon) sourceOf(path string) (*source, error) {
+	if d.sources[0].Name == "" {
+		return d.sources[0], nil
+	}
+	if path == "" {
+		return nil, status.Newf(status.Usage, "", d.spec.mountpoint, "it shows several exports: name a path in one of them (%s)", strings.Join(d.spec.names(), ", "))
+	}
+	dir, _, _ := strings.Cut(path, "/")
+	for _, s := range d.sources {
+		if s.Name == dir {
+			return s, nil
+		}
+	}
+	return nil, status.Newf(status.NotFound, "", d.spec.mountpoint, "it shows no %s (but %s)", dir, strings.Join(d.spec.names(), ", "))
+}
 
 // Status implements control.Handler.
 func (d *daemon) Status() control.Status {
-	s := d.session.Status()
-	return control.Status{
-		Mountpoint: d.spec.mountpoint, Source: d.spec.source.String(), Addr: s.Addr,
-		ReadOnly: d.readOnly(), At: d.root.at,
-		Software: cli.Software("cagefs"), PID: os.Getpid(), Mounted: d.mounted,
-		State: stateNames[s.State], Since: s.Since, LastError: s.LastError,
-		Unapplied: s.Unapplied, Bytes: s.Bytes, DataConns: s.DataConns, Resumes: s.Resumes,
+	st := control.Status{
+		Mountpoint: d.spec.mountpoint, Software: cli.Software("cagefs"), PID: os.Getpid(), Mounted: d.mounted,
 	}
+	for _, s := range d.sources {
+		st.Sources = append(st.Sources, s.status())
+	}
+	st.Source = together(st.Sources)
+	st.Source.Source = d.spec.device()
+	return st
+}
+
+// together is several sources as one: see control.Status.
+func together(all []control.Source) control.Source {
+	if len(all) == 1 {
+		return all[0]
+	}
+	sum := control.Source{ReadOnly: true, State: all[0].State, Since: all[0].Since, LastError: all[0].LastError}
+	online := true
+	for _, s := range all {
+		sum.ReadOnly = sum.ReadOnly && s.ReadOnly
+		if online && s.State != "online" {
+			online = false
+			sum.State, sum.Since, sum.LastError = s.State, s.Since, s.LastError
+		}
+		sum.Unapplied += s.Unapplied
+		sum.Bytes += s.Bytes
+		sum.DataConns += s.DataConns
+		sum.Resumes += s.Resumes
+	}
+	return sum
 }
 
 // Stats implements control.Handler.
@@ -42,36 +83,33 @@ func (d *daemon) Stats() control.Stats {
 	}
 }
 
-// Sync implements control.Handler. It also reports a failure that no caller
-// has been told of yet.
-func (d *daemon) Sync(ctx context.Context) error {
-	if err := d.session.Sync(ctx, ownIdent()); err != nil {
-		return d.undelivered(err)
+// Sync implements control.Handler.
+func (d *daemon) Sync(ctx context.Context, path string) error {
+	if path == "" {
+		return d.each(func(_ int, s *source) error { return s.sync(ctx) })
 	}
-	return d.session.TakeError(0)
-}
-
-// undelivered says what did not reach the server.
-func (d *daemon) undelivered(err error) error {
-	s := d.session.Status()
-	if s.Unapplied == 0 {
+	s, err := d.sourceOf(path)
+	if err != nil {
 		return err
 	}
-	what := "changes are"
-	if s.Unapplied == 1 {
-		what = "change is"
-	}
-	return status.Newf(status.Of(err), "", "", "%d %s not delivered (%s of data): %w", s.Unapplied, what, cli.Size(s.Bytes).Short(), err)
+	return s.named(s.sync(ctx))
 }
 
 // Umount implements control.Handler: nothing is unmounted that was not
 // delivered. Where all is delivered, a server that does not answer or cannot make
 // it durable keeps nobody: staying mounted would mend nothing. What comes after
-// the unmounting (Mounted.Wait returns, the session ends) is not cut short when
+// the unmounting (Mounted.Wait returns, the sessions end) is not cut short when
 // the client goes away.
 func (d *daemon) Umount(ctx context.Context) error {
-	failed := d.Sync(ctx)
-	if failed != nil && (ctx.Err() != nil || d.session.Status().Unapplied > 0) {
+	var owing atomic.Bool
+	failed := d.each(func(_ int, s *source) error {
+		err := s.sync(ctx)
+		if err != nil && s.session.Status().Unapplied > 0 {
+			owing.Store(true)
+		}
+		return err
+	})
+	if failed != nil && (ctx.Err() != nil || owing.Load()) {
 		return fmt.Errorf("still mounted: %w", failed)
 	}
 	if err := d.mount.Load().Unmount(context.WithoutCancel(ctx)); err != nil {

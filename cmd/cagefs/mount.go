@@ -11,25 +11,24 @@ import (
 )
 
 func newMount() *cli.Command {
-	c := cli.New("mount", "HOST[:PORT]:/EXPORT[/DIR][@MOMENT] MOUNTPOINT [-f] [-o OPTION,OPTION=VALUE…]", "mount an export")
+	c := cli.New("mount", "[NAME=]HOST[:PORT]:/EXPORT[/DIR][@MOMENT]… MOUNTPOINT [-f] [-o OPTION,OPTION=VALUE…]", "mount exports")
 	c.Long = `Mounts an export, or a directory of it, and returns when the mount works; the
-mount goes on in the background. With @MOMENT the export is shown, read-only, as
-it was: @-5m, @14:02, @2026-11-21T14:02:03, @LSN, @label:NAME.
+mount goes on in the background. Several exports, or those with a NAME, become
+directories of one mount, called NAME or else as the export. With @MOMENT an
+export is shown, read-only, as it was: @-5m, @14:02, @2026-11-21T14:02:03, @LSN,
+@label:NAME.
 "mount" may be left out.`
 	c.Example = "cagefs mount files.example.org:/data /mnt/data -o cache_size=1GiB"
 	o := &options{}
 	o.register(c.Flags)
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
-		if len(args) > 2 {
-			return cli.Usage("several sources in one mount are not supported yet")
-		}
-		if err := c.NArgs(args, 2, 2); err != nil {
+		if err := c.NArgs(args, 2, -1); err != nil {
 			return err
 		}
 		if err := o.finish(c.Flags); err != nil {
 			return err
 		}
-		m, err := newSpec(args[0], args[1], o)
+		m, err := newSpec(args[:len(args)-1], args[len(args)-1], o)
 		if err != nil {
 			return err
 		}
@@ -43,24 +42,65 @@ it was: @-5m, @14:02, @2026-11-21T14:02:03, @LSN, @label:NAME.
 
 // spec is a mount that was asked for.
 type spec struct {
-	source     cli.Source
-	mountpoint string // absolute
+	sources    []cli.Source // all have different names; the only one perhaps none: it is the mount's root
+	mountpoint string       // absolute
 	opts       *options
 }
 
-func newSpec(source, mountpoint string, o *options) (*spec, error) {
-	src, err := cli.ParseSource(source)
-	if err != nil {
-		return nil, err
+func newSpec(sources []string, mountpoint string, o *options) (*spec, error) {
+	m := &spec{opts: o}
+	if cli.IsSource(mountpoint) {
+		return nil, cli.Usage("%s is a source: the mountpoint is missing", mountpoint)
 	}
-	if src.Name != "" {
-		return nil, cli.Usage("%s: named sources are not supported yet: leave out %s=", source, src.Name)
+	seen := map[string]bool{}
+	for _, arg := range sources {
+		src, err := cli.ParseSource(arg)
+		if err != nil {
+			return nil, err
+		}
+		if src.Name == "" && len(sources) > 1 {
+			src.Name, _, _ = strings.Cut(src.Export, "@")
+		}
+		if seen[src.Name] {
+			return nil, cli.Usage("%s: two sources are called %s: give it another name, as other=%s", arg, src.Name, src.Typed())
+		}
+		seen[src.Name] = true
+		m.sources = append(m.sources, src)
 	}
-	point, err := filepath.Abs(mountpoint)
-	if err != nil {
+	var err error
+	if m.mountpoint, err = filepath.Abs(mountpoint); err != nil {
 		return nil, status.Wrap(err, "", mountpoint)
 	}
-	return &spec{source: src, mountpoint: point, opts: o}, nil
+	return m, nil
+}
+
+// names are those of the directories of a mount of named sources.
+func (m *spec) names() (out []string) {
+	for _, s := range m.sources {
+		out = append(out, s.Name)
+	}
+	return out
+}
+
+// maxDevice is the most bytes of a device's name: the kernel takes a page, and
+// people read it.
+const maxDevice = 1000
+
+// device is what the kernel lists as the mount's device: HOST:/EXPORT, of
+// several sources with commas between, the last ones left out where they are too many.
+func (m *spec) device() string {
+	var b strings.Builder
+	for i, s := range m.sources {
+		if i > 0 {
+			b.WriteByte(',')
+			if b.Len()+len(s.String()) > maxDevice {
+				b.WriteString("…")
+				break
+			}
+		}
+		b.WriteString(s.String())
+	}
+	return b.String()
 }
 
 // logPath is where the log of a mount in the background goes.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"cagefs.dev/cage/cmd/internal/cli"
@@ -25,7 +26,7 @@ func ask(ctx context.Context, mountpoint string, f func(*control.Client) error) 
 }
 
 func newStatus() *cli.Command {
-	c := cli.New("status", "MOUNTPOINT [--json]", "show a mount: its server, what is not delivered")
+	c := cli.New("status", "MOUNTPOINT [--json]", "show a mount: its servers, what is not delivered")
 	c.Example = "cagefs status /mnt/data"
 	asJSON := c.Flags.Bool("json", false, "one object on one line")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
@@ -47,23 +48,42 @@ func newStatus() *cli.Command {
 }
 
 func printStatus(w io.Writer, s control.Status) error {
-	mode := "read-write"
-	if s.At != 0 {
-		mode = fmt.Sprintf("read-only, as of @%d", s.At)
-	} else if s.ReadOnly {
-		mode = "read-only"
+	var b strings.Builder
+	process := fmt.Sprintf("process      %d, %s, mounted %s\n", s.PID, s.Software, s.Mounted.Local().Format(time.DateTime))
+	if s.Sources[0].Name == "" {
+		fmt.Fprintf(&b, "%s on %s (%s)\n", s.Source.Source, cli.Printable(s.Mountpoint), mode(s.Source))
+		printSource(&b, "", s.Source, process)
+	} else {
+		fmt.Fprintf(&b, "%d sources on %s\n%s", len(s.Sources), cli.Printable(s.Mountpoint), process)
+		for _, src := range s.Sources {
+			fmt.Fprintf(&b, "%s: %s (%s)\n", src.Name, src.Source, mode(src))
+			printSource(&b, "  ", src, "")
+		}
 	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func mode(s control.Source) string {
+	switch {
+	case s.At != 0:
+		return fmt.Sprintf("read-only, as of @%d", s.At)
+	case s.ReadOnly:
+		return "read-only"
+	}
+	return "read-write"
+}
+
+func printSource(w io.Writer, indent string, s control.Source, process string) {
 	left := "nothing: all is on the server"
 	if s.Unapplied > 0 {
 		left = fmt.Sprintf("%d changes, %s of data", s.Unapplied, cli.Size(s.Bytes).Short())
 	}
-	_, err := fmt.Fprintf(w, "%s on %s (%s)\nserver       %s, %s since %s, %d data connections, resumed %d times\nundelivered  %s\nprocess      %d, %s, mounted %s\n",
-		s.Source, cli.Printable(s.Mountpoint), mode, s.Addr, s.State, s.Since.Local().Format(time.DateTime), s.DataConns, s.Resumes,
-		left, s.PID, s.Software, s.Mounted.Local().Format(time.DateTime))
-	if err == nil && s.LastError != "" {
-		_, err = fmt.Fprintf(w, "last error   %s\n", s.LastError)
+	fmt.Fprintf(w, "%sserver       %s, %s since %s, %d data connections, resumed %d times\n%sundelivered  %s\n%s",
+		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), s.DataConns, s.Resumes, indent, left, process)
+	if s.LastError != "" {
+		fmt.Fprintf(w, "%slast error   %s\n", indent, s.LastError)
 	}
-	return err
 }
 
 func newStats() *cli.Command {
@@ -99,7 +119,7 @@ server, or says what is not. Failures that no program has been told of are told 
 		if err := c.NArgs(args, 1, 1); err != nil {
 			return err
 		}
-		return ask(ctx, args[0], func(m *control.Client) error { return m.Sync(ctx) })
+		return ask(ctx, args[0], func(m *control.Client) error { return m.Sync(ctx, "") })
 	}
 	return c
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cagefs.dev/cage/cmd/internal/cli"
+	"cagefs.dev/cage/cmd/internal/control"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -93,6 +94,32 @@ func TestMountedName(t *testing.T) {
 	require.Equal(t, "x", mountedName(dir, "src", "src/x"))
 	require.Equal(t, "/mnt/x", mountedName("/mnt", "src", "src/x"))
 	require.Equal(t, "/other/x", mountedName("/mnt", "src", "other/x"), "not in the mount: its path in the export")
+}
+
+func TestWhereAPathOfAMountIs(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		mount       control.Mount
+		where       control.Where
+		below       string // the mount's file system's root
+		point, top  string
+		path, typed string // of the file in the export, and in the mount
+	}{
+		{"whole export", control.Mount{Point: "/mnt", Root: "/"}, control.Where{}, "x/y", "/mnt", "", "x/y", "/mnt/x/y"},
+		{"directory of an export", control.Mount{Point: "/mnt", Root: "/"}, control.Where{Sub: "s"}, "x", "/mnt", "s", "s/x", "/mnt/x"},
+		{"bind mount", control.Mount{Point: "/bind", Root: "/x"}, control.Where{Sub: "s"}, "x/y", "/bind", "s/x", "s/x/y", "/bind/y"},
+		{"one of several", control.Mount{Point: "/mnt", Root: "/"}, control.Where{Dir: "a"}, "a/a/y", "/mnt/a", "", "a/y", "/mnt/a/a/y"},
+		{"itself", control.Mount{Point: "/mnt", Root: "/"}, control.Where{Dir: "a", Sub: "s"}, "a", "/mnt/a", "s", "s", "/mnt/a"},
+		{"bind mount of one of several", control.Mount{Point: "/bind", Root: "/a"}, control.Where{Dir: "a", Sub: "s"}, "a/y", "/bind", "s", "s/y", "/bind/y"},
+		{"bind mount in one of several", control.Mount{Point: "/bind", Root: "/a/x"}, control.Where{Dir: "a"}, "a/x/y", "/bind", "x", "x/y", "/bind/y"},
+	} {
+		point, top := shown(tt.mount, tt.where)
+		require.Equal(t, tt.point, point, tt.name)
+		require.Equal(t, tt.top, top, tt.name)
+		path := exportPath(tt.where, tt.below)
+		require.Equal(t, tt.path, path, tt.name)
+		require.Equal(t, tt.typed, mountedName(point, top, path), tt.name)
+	}
 }
 
 func TestShellQuote(t *testing.T) {

@@ -102,24 +102,44 @@ func openMounted(ctx context.Context, arg string) (*target, error) {
 		return nil, err
 	}
 	defer c.Close()
-	where, err := c.Where(ctx)
+	where, err := c.Where(ctx, p.Below)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Sync(ctx); err != nil {
+	if err := c.Sync(ctx, p.Below); err != nil {
 		return nil, fmt.Errorf("%s: the mount could not deliver its changes: %w", p.Mount.Point, err)
 	}
 	h, err := dialHistory(ctx, where.Addr, where.Export)
 	if err != nil {
 		return nil, err
 	}
-	// What is mounted at the mountpoint, as a path of the export.
-	top := path.Join(where.Sub, strings.Trim(p.Mount.Root, "/"))
+	point, top := shown(p.Mount, where)
 	return &target{
-		history: h, path: clean(path.Join(where.Sub, p.Below)), at: where.At, key: where.Addr + "/" + where.Export,
-		name: func(exportPath string) string { return mountedName(p.Mount.Point, top, exportPath) },
+		history: h, path: exportPath(where, p.Below), at: where.At, key: where.Addr + "/" + where.Export,
+		name: func(exportPath string) string { return mountedName(point, top, exportPath) },
 		hint: shellQuote(arg),
 	}, nil
+}
+
+// exportPath is the path in the export of a path of a mount's file system.
+func exportPath(where control.Where, below string) string {
+	return clean(path.Join(where.Sub, inSource(below, where.Dir)))
+}
+
+// inSource is a path of a mount's file system as one below the directory dir in
+// its root, where a source is shown.
+func inSource(below, dir string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(below, dir), "/")
+}
+
+// shown is where a mount shows an export, and which path of the export is there:
+// at the mountpoint, or in a directory of it where the mount has several sources.
+func shown(m control.Mount, where control.Where) (point, top string) {
+	root := strings.Trim(m.Root, "/")
+	if root == "" {
+		return filepath.Join(m.Point, where.Dir), where.Sub
+	}
+	return m.Point, path.Join(where.Sub, inSource(root, where.Dir))
 }
 
 // mountedName is the path of a file in a mount of top, relative where it is

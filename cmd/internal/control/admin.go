@@ -107,7 +107,7 @@ func (a *Admin) Close() { a.c.Close() }
 
 // Served tells what the server serves, and whom.
 func (a *Admin) Served(ctx context.Context) (Served, error) {
-	r, err := a.call(ctx, opServed)
+	r, err := a.call(ctx, request{Op: opServed})
 	if err != nil {
 		return Served{}, err
 	}
@@ -120,7 +120,7 @@ func (a *Admin) Served(ctx context.Context) (Served, error) {
 // DropRevoked ends what clients have that are not admitted any more, and
 // returns, when that is done, how many sessions it was.
 func (a *Admin) DropRevoked(ctx context.Context) (int, error) {
-	r, err := a.call(ctx, opDrop)
+	r, err := a.call(ctx, request{Op: opDrop})
 	if err != nil {
 		return 0, err
 	}

@@ -91,9 +91,10 @@ func (c *Client) Close() {
 	}
 }
 
-// Where tells what the mount shows.
-func (c *Client) Where(ctx context.Context) (Where, error) {
-	r, err := c.call(ctx, opWhere)
+// Where tells what the mount shows at a path: status.Usage for the root of
+// several sources, NotFound where there is none.
+func (c *Client) Where(ctx context.Context, path string) (Where, error) {
+	r, err := c.call(ctx, request{Op: opWhere, Path: path})
 	if err != nil {
 		return Where{}, err
 	}
@@ -105,7 +106,7 @@ func (c *Client) Where(ctx context.Context) (Where, error) {
 
 // Status tells how the mount is.
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	r, err := c.call(ctx, opStatus)
+	r, err := c.call(ctx, request{Op: opStatus})
 	if err != nil {
 		return Status{}, err
 	}
@@ -117,7 +118,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 
 // Stats returns counters.
 func (c *Client) Stats(ctx context.Context) (Stats, error) {
-	r, err := c.call(ctx, opStats)
+	r, err := c.call(ctx, request{Op: opStats})
 	if err != nil {
 		return Stats{}, err
 	}
@@ -127,16 +128,17 @@ func (c *Client) Stats(ctx context.Context) (Stats, error) {
 	return *r.Stats, nil
 }
 
-// Sync returns when everything changed so far in the mount is durable on the server.
-func (c *Client) Sync(ctx context.Context) error {
-	_, err := c.call(ctx, opSync)
+// Sync returns when everything changed so far in the source that a path belongs
+// to is durable on its server; "": in all of them.
+func (c *Client) Sync(ctx context.Context, path string) error {
+	_, err := c.call(ctx, request{Op: opSync, Path: path})
 	return err
 }
 
 // Umount returns when all is delivered, the mount is gone and so is its
 // process. On an error the mount is still there.
 func (c *Client) Umount(ctx context.Context) error {
-	if _, err := c.call(ctx, opUmount); err != nil {
+	if _, err := c.call(ctx, request{Op: opUmount}); err != nil {
 		return err
 	}
 	if c.fd < 0 {
@@ -159,10 +161,10 @@ func (c *Client) Umount(ctx context.Context) error {
 
 var errNoAnswer = status.Newf(status.Unreachable, "", "", "the process ended before it answered")
 
-func (c *link) call(ctx context.Context, op string) (reply, error) {
+func (c *link) call(ctx context.Context, q request) (reply, error) {
 	stop := context.AfterFunc(ctx, func() { c.c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	b, err := json.Marshal(request{Op: op})
+	b, err := json.Marshal(q)
 	if err != nil {
 		return reply{}, err
 	}
@@ -174,7 +176,7 @@ func (c *link) call(ctx context.Context, op string) (reply, error) {
 	}
 	var r reply
 	if err := json.Unmarshal(c.in.Bytes(), &r); err != nil {
-		return reply{}, status.Wrap(err, "control socket", op)
+		return reply{}, status.Wrap(err, "control socket", q.Op)
 	}
 	if r.Error != nil {
 		return reply{}, status.Newf(status.Code(r.Error.Code), "", "", "%s", r.Error.Text)

@@ -19,21 +19,28 @@ import (
 
 // fakeMount answers as a mount would; sync blocks until released or cancelled.
 type fakeMount struct {
-	syncing   chan struct{} // receives when a sync began
+	syncing   chan string // receives the path when a sync began
 	release   chan error
 	cancelled chan struct{}
 	umount    func() error
 }
 
 func newFake() *fakeMount {
-	return &fakeMount{syncing: make(chan struct{}, 1), release: make(chan error, 1), cancelled: make(chan struct{}, 1)}
+	return &fakeMount{syncing: make(chan string, 1), release: make(chan error, 1), cancelled: make(chan struct{}, 1)}
 }
 
-func (f *fakeMount) Where() Where   { return Where{Addr: "h:7400", Export: "data", Sub: "src", At: 7} }
-func (f *fakeMount) Status() Status { return Status{Mountpoint: "/mnt", State: "online", Unapplied: 3} }
-func (f *fakeMount) Stats() Stats   { return Stats{Hits: 9} }
-func (f *fakeMount) Sync(ctx context.Context) error {
-	f.syncing <- struct{}{}
+func (f *fakeMount) Where(path string) (Where, error) {
+	if path == "" {
+		return Where{}, status.Newf(status.Usage, "", "", "several")
+	}
+	return Where{Addr: "h:7400", Export: "data", Sub: "src", Dir: path, At: 7}, nil
+}
+func (f *fakeMount) Status() Status {
+	return Status{Mountpoint: "/mnt", Source: Source{State: "online", Unapplied: 3}, Sources: []Source{{Name: "a", Unapplied: 3}, {Name: "b"}}}
+}
+func (f *fakeMount) Stats() Stats { return Stats{Hits: 9} }
+func (f *fakeMount) Sync(ctx context.Context, path string) error {
+	f.syncing <- path
 	select {
 	case err := <-f.release:
 		return err
@@ -66,9 +73,11 @@ func TestRequests(t *testing.T) {
 	start(t, "0:50", f)
 	c := dial(t, "0:50")
 
-	w, err := c.Where(t.Context())
+	w, err := c.Where(t.Context(), "a")
 	require.NoError(t, err)
-	require.Equal(t, f.Where(), w)
+	require.Equal(t, Where{Addr: "h:7400", Export: "data", Sub: "src", Dir: "a", At: 7}, w)
+	_, err = c.Where(t.Context(), "")
+	require.ErrorIs(t, err, status.Usage)
 	st, err := c.Status(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, f.Status(), st)
@@ -77,15 +86,15 @@ func TestRequests(t *testing.T) {
 	require.Equal(t, f.Stats(), stats)
 
 	f.release <- nil
-	require.NoError(t, c.Sync(t.Context()))
-	<-f.syncing
+	require.NoError(t, c.Sync(t.Context(), "a/b"))
+	require.Equal(t, "a/b", <-f.syncing)
 	f.release <- status.New(status.NoSpace, "sync", "a")
-	err = c.Sync(t.Context())
+	err = c.Sync(t.Context(), "")
 	require.ErrorIs(t, err, status.NoSpace)
 	require.EqualError(t, err, "sync a: no space left")
 
 	require.Equal(t, os.Getpid(), c.PID())
-	_, err = c.call(t.Context(), "dance")
+	_, err = c.call(t.Context(), request{Op: "dance"})
 	require.ErrorIs(t, err, status.Unsupported)
 }
 
@@ -123,7 +132,7 @@ func TestClientThatGoesCancelsItsRequest(t *testing.T) {
 	c := dial(t, "0:53")
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error, 1)
-	go func() { failed <- c.Sync(ctx) }()
+	go func() { failed <- c.Sync(ctx, "") }()
 	<-f.syncing
 	cancel()
 	require.ErrorIs(t, <-failed, status.Interrupted)
@@ -136,7 +145,7 @@ func TestCloseEndsWhatRuns(t *testing.T) {
 	s := start(t, "0:54", f)
 	c := dial(t, "0:54")
 	failed := make(chan error, 1)
-	go func() { failed <- c.Sync(t.Context()) }()
+	go func() { failed <- c.Sync(t.Context(), "") }()
 	<-f.syncing
 	s.Close()
 	require.ErrorIs(t, <-failed, status.Interrupted, "the client still gets an answer")

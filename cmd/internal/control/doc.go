@@ -8,9 +8,10 @@
 // through /proc/self/mountinfo alone, without a system call that a mount whose
 // server is gone would have to answer. The peer must be the same user, or root.
 //
-// A request is one line of JSON, {"op":"status"}; so is the answer. A client
-// that goes away cancels what it asked for. The package knows nothing of how a
-// mount or a server answers.
+// A request is one line of JSON, {"op":"sync","path":"a/b"}; so is the answer. A
+// path is below the root of the mount's file system. A client that goes away
+// cancels what it asked for. The package knows nothing of how a mount or a
+// server answers.
 package control
 
 import (
@@ -22,31 +23,41 @@ import (
 // FSType is the type under which the kernel lists a mount.
 const FSType = "fuse.cage"
 
-// Where says what a mount shows, so that others can talk to its server.
+// Where says what a mount shows at a path, so that others can talk to its server.
 type Where struct {
 	Addr   string    `json:"addr"`   // HOST:PORT of the main port
 	Export string    `json:"export"` // its name
-	Sub    string    `json:"sub"`    // directory of the export that is the mount's root, "" for all of it
+	Sub    string    `json:"sub"`    // directory of the export that is shown, "" for all of it
+	Dir    string    `json:"dir"`    // name in the mount's root where it is shown, "": it is the root
 	At     proto.LSN `json:"at"`     // the moment that is shown, 0 for now
 }
 
-// Status is what `cagefs status` shows.
+// Status is what `cagefs status` shows. The fields of Source are those of the
+// only source; of several they are sums, or what is true of all, and state,
+// since and last_error are of the first that is worst off.
 type Status struct {
-	Mountpoint string    `json:"mountpoint"`
-	Source     string    `json:"source"`
-	Addr       string    `json:"addr"`
-	At         proto.LSN `json:"at"` // the moment that is shown, 0 for now
-	ReadOnly   bool      `json:"read_only"`
-	Software   string    `json:"software"`
-	PID        int       `json:"pid"`
-	Mounted    time.Time `json:"mounted"`
-	State      string    `json:"state"` // online, reconnecting, closed
-	Since      time.Time `json:"since"` // of the state
-	LastError  string    `json:"last_error"`
-	Unapplied  int       `json:"unapplied_operations"` // logged and not yet applied on the server
-	Bytes      int64     `json:"unapplied_bytes"`
-	DataConns  int       `json:"data_connections"`
-	Resumes    int       `json:"resumes"`
+	Mountpoint string `json:"mountpoint"`
+	Source
+	Software string    `json:"software"`
+	PID      int       `json:"pid"`
+	Mounted  time.Time `json:"mounted"`
+	Sources  []Source  `json:"sources"`
+}
+
+// Source is how one source of a mount is.
+type Source struct {
+	Name      string    `json:"name"`   // of its directory in the mount's root, "": it is the root
+	Source    string    `json:"source"` // HOST:/EXPORT
+	Addr      string    `json:"addr"`
+	At        proto.LSN `json:"at"` // the moment that is shown, 0 for now
+	ReadOnly  bool      `json:"read_only"`
+	State     string    `json:"state"` // online, reconnecting, closed
+	Since     time.Time `json:"since"` // of the state
+	LastError string    `json:"last_error"`
+	Unapplied int       `json:"unapplied_operations"` // logged and not yet applied on the server
+	Bytes     int64     `json:"unapplied_bytes"`
+	DataConns int       `json:"data_connections"`
+	Resumes   int       `json:"resumes"`
 }
 
 // Stats are counters of a mount.
@@ -72,7 +83,8 @@ const (
 
 // request is a line from the client.
 type request struct {
-	Op string `json:"op"`
+	Op   string `json:"op"`
+	Path string `json:"path,omitempty"` // where, sync
 }
 
 // reply is the line that answers it: exactly one field, or Error, or none.

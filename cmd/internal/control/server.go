@@ -20,11 +20,13 @@ import (
 // Handler is a mount as its socket shows it. The methods may be called
 // concurrently; ctx ends when the client goes away.
 type Handler interface {
-	Where() Where
+	// Where tells what is shown at a path below the root of the mount's file system.
+	Where(path string) (Where, error)
 	Status() Status
 	Stats() Stats
-	// Sync returns when everything that was changed so far is durable on the server.
-	Sync(ctx context.Context) error
+	// Sync returns when everything that was changed so far, in the source that a
+	// path belongs to or (path "") in all, is durable on the server.
+	Sync(ctx context.Context, path string) error
 	// Umount delivers everything and unmounts; after nil the process ends soon.
 	Umount(ctx context.Context) error
 }
@@ -200,7 +202,10 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 func answerMount(ctx context.Context, h Handler, q request) reply {
 	switch q.Op {
 	case opWhere:
-		w := h.Where()
+		w, err := h.Where(q.Path)
+		if err != nil {
+			return result(err)
+		}
 		return reply{Where: &w}
 	case opStatus:
 		st := h.Status()
@@ -209,7 +214,7 @@ func answerMount(ctx context.Context, h Handler, q request) reply {
 		st := h.Stats()
 		return reply{Stats: &st}
 	case opSync:
-		return result(h.Sync(ctx))
+		return result(h.Sync(ctx, q.Path))
 	case opUmount:
 		return result(h.Umount(ctx))
 	}

@@ -346,10 +346,17 @@ func (s *server) stop() {
 // at the end of the test, if the test has not done it.
 func (l *lab) mount(s *server, flags ...string) string {
 	l.t.Helper()
+	return l.mountSources([]string{s.addr + ":/data"}, flags...)
+}
+
+// mountSources does it with sources as they are typed.
+func (l *lab) mountSources(sources []string, flags ...string) string {
+	l.t.Helper()
 	point, err := os.MkdirTemp(l.dir, "mnt.")
 	require.NoError(l.t, err)
 	log := point + ".log"
-	l.run("cagefs", append([]string{"mount", s.addr + ":/data", point, "--log-file", log}, flags...)...)
+	args := append([]string{"mount", "--log-file", log}, flags...)
+	l.run("cagefs", append(append(args, sources...), point)...)
 	l.t.Cleanup(func() {
 		defer tail(l.t, log)
 		if !slices.Contains(mountsBelow(l.dir), point) {
