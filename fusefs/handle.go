@@ -224,17 +224,22 @@ func (s *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 		// Somebody else made it since the kernel looked: let it look again and open what is there.
 		return fuse.Status(syscall.ESTALE)
 	}
-	if err != nil {
-		return s.errors.status("create", err)
+	if err == nil {
+		err = s.openMade(ctx, in, a.ID, out)
 	}
+	return s.errors.status("create", err)
+}
+
+// openMade opens a file that was just made, whose entry is in the reply already.
+func (s *fileSystem) openMade(ctx context.Context, in *fuse.CreateIn, id proto.FileID, out *fuse.CreateOut) error {
 	who, upto := s.idents.full(&in.InHeader), s.session.Applied()
-	a, err = s.session.Open(ctx, s.headerOf(who), a.ID, openFlags(in.Flags))
+	a, err := s.session.Open(ctx, s.headerOf(who), id, openFlags(in.Flags))
 	if err != nil {
 		s.inodes.forget(out.NodeId, 1) // the kernel gets an error, and no inode
-		return s.errors.status("create", err)
+		return err
 	}
 	s.opened(&a, upto, who, &out.OpenOut)
-	return fuse.OK
+	return nil
 }
 
 // Release implements fuse.RawFileSystem.

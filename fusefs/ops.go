@@ -7,7 +7,7 @@ import (
 )
 
 // What the kernel can ask, and where it is answered: inode.go (forget),
-// attr.go, names.go, handle.go, alloc.go, dir.go, xattr.go. Below is what is not done,
+// attr.go, names.go, handle.go, tmpfile.go, alloc.go, dir.go, xattr.go. Below is what is not done,
 // with the reason, and what the answer makes the kernel do.
 var _ fuse.RawFileSystem = (*fileSystem)(nil)
 
@@ -25,12 +25,6 @@ func (s *fileSystem) OnUnmount() {}
 
 // Access is the kernel's work with default_permissions; ENOSYS: it asks no more.
 func (s *fileSystem) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.ENOSYS }
-
-// Tmpfile needs an operation of the log that makes a file without a name.
-// ENOSYS: the kernel says EOPNOTSUPP, and programs make a file with a name.
-func (s *fileSystem) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
-	return fuse.ENOSYS
-}
 
 // CopyFileRange needs an operation of the log that copies at the server.
 // ENOSYS: the kernel reads and writes.

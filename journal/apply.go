@@ -73,7 +73,11 @@ func (j *Journal) applyRecord(r *record.Record, data []byte) error {
 	var err error
 	switch r.Kind {
 	case record.Make:
-		err = j.moveIn(j.tree.stage, stageName(r.ID), r)
+		if r.Name == "" {
+			err = j.tree.stage.Rename(stageName(r.ID), j.tree.grave, graveName(r.LSN), vfs.RenameNoReplace)
+		} else {
+			err = j.moveIn(j.tree.stage, stageName(r.ID), r)
+		}
 	case record.Restore:
 		err = j.moveIn(j.tree.grave, graveName(r.Grave), r)
 	case record.Link:
@@ -131,7 +135,7 @@ func (j *Journal) countGrave(r *record.Record, id proto.FileID, bytes int64) {
 	switch {
 	case r.Kind == record.Remove && id == r.ID, r.Kind == record.Rename && id == r.Victim && r.Flag&record.FlagExchange == 0:
 		j.graves.bytes.Add(bytes)
-	case r.Kind == record.Restore && id == r.ID:
+	case r.Kind == record.Restore && id == r.ID && r.Txn != 0: // a nameless file never counted
 		j.graves.bytes.Add(-bytes)
 	case r.Kind == record.Truncate && r.Flag&record.FlagGraveImage != 0:
 		j.graves.bytes.Add(int64(r.OldSize - r.NewSize))

@@ -236,6 +236,9 @@ func nameChanges(r *record.Record) []nameChange {
 	at := place{r.Dir, r.Name}
 	switch r.Kind {
 	case record.Make, record.Link, record.Restore:
+		if r.Name == "" {
+			return nil
+		}
 		return []nameChange{{at, 0, r.ID}}
 	case record.Remove:
 		return []nameChange{{at, r.ID, 0}}

@@ -101,9 +101,12 @@ func (b *busy) entries(dir proto.FileID) error {
 func (b *busy) add(r *record.Record) {
 	switch r.Kind {
 	case record.Make, record.Link, record.Remove, record.Restore, record.Rename:
+		b.files[r.ID] = r.LSN
+		if r.Name == "" { // made without a name
+			return
+		}
 		b.names[place{r.Dir, r.Name}] = r.LSN
 		b.dirs[r.Dir] = busyDir{r.LSN, r.Time}
-		b.files[r.ID] = r.LSN
 		if r.Kind == record.Rename {
 			b.names[place{r.NewDir, r.NewName}] = r.LSN
 			b.dirs[r.NewDir] = busyDir{r.LSN, r.Time}
@@ -416,6 +419,7 @@ func (j *Journal) finish(p *pending) {
 	if a, err := j.attr(p.id); err == nil {
 		p.res.Attr = a
 	}
+	j.holdNameless(p.sub, p.id)
 	j.done(p)
 }
 

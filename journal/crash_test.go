@@ -121,6 +121,7 @@ type storm struct {
 	dirs  []proto.FileID
 	names []string
 	fresh map[proto.FileID][]span // bytes written since the file's last sync
+	bare  []proto.FileID          // files without a name
 }
 
 func newStorm(e *testExport, rng *rand.Rand) *storm {
@@ -161,7 +162,7 @@ func (s *storm) step() error {
 
 func (s *storm) try() error {
 	r := s.rng
-	switch r.IntN(16) {
+	switch r.IntN(18) {
 	case 0, 1, 2:
 		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeRegular | uint32(r.IntN(0o1000))})
 		if err == nil {
@@ -212,6 +213,23 @@ func (s *storm) try() error {
 			_, err := s.do(&proto.Sync{ID: a.ID})
 			if err == nil {
 				delete(s.fresh, a.ID)
+			}
+			return err
+		}
+	case 16:
+		res, err := s.do(&proto.Make{Dir: s.dir(), Mode: proto.ModeRegular | 0o600})
+		if err != nil {
+			return err
+		}
+		s.bare = append(s.bare, res.ID)
+		return s.write(res.Attr)
+	case 17:
+		if len(s.bare) > 0 {
+			id := s.bare[0]
+			_, err := s.do(&proto.Link{ID: id, Dir: s.dir(), Name: s.name()})
+			if err == nil { // what is linked is durable
+				s.bare = s.bare[1:]
+				delete(s.fresh, id)
 			}
 			return err
 		}

@@ -324,6 +324,10 @@ func kindName(r *record.Record) string {
 	switch r.Kind {
 	case record.Begin:
 		return r.Name
+	case record.Restore:
+		if r.Txn == 0 { // a file without a name got its first one
+			return "link"
+		}
 	case record.SetXattr:
 		if r.HasNew {
 			return "setxattr"
@@ -341,6 +345,9 @@ func detail(r *record.Record) string {
 	case record.Begin:
 		return string(r.Value)
 	case record.Make:
+		if r.Name == "" {
+			return "without a name"
+		}
 		switch r.New.Mode & proto.ModeType {
 		case proto.ModeDir:
 			return "directory"

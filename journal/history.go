@@ -69,7 +69,9 @@ func (h *history) addNameLocked(r *record.Record) {
 			f.names = insertLSN(f.names, r.LSN)
 		}
 	}
-	h.dirs[r.Dir] = insertLSN(h.dirs[r.Dir], r.LSN)
+	if r.Dir != 0 {
+		h.dirs[r.Dir] = insertLSN(h.dirs[r.Dir], r.LSN)
+	}
 	if r.Kind == record.Rename && r.NewDir != r.Dir {
 		h.dirs[r.NewDir] = insertLSN(h.dirs[r.NewDir], r.LSN)
 	}

@@ -176,6 +176,8 @@ type Submission struct {
 // yet, or the queue is full. A failure of the operation itself comes from
 // Ticket.Wait; an error here means that nothing was recorded.
 // A Seq that was submitted before gives the first one's result.
+// The result of a Make without a name comes with a Hold of the file, which is
+// the caller's to take back: nothing else keeps it.
 func (j *Journal) Submit(ctx context.Context, s *Submission) (*Ticket, error) {
 	return j.submit(ctx, s)
 }

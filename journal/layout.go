@@ -153,7 +153,9 @@ func (r *recovery) gather() *contents {
 		case record.Make:
 			*attrs(rec.ID) = rec.New
 			c.atime[rec.ID], c.mtime[rec.ID] = true, true
-			mtime(rec.Dir, rec.Time)
+			if rec.Dir != 0 {
+				mtime(rec.Dir, rec.Time)
+			}
 		case record.Link, record.Remove, record.Restore:
 			mtime(rec.Dir, rec.Time)
 		case record.Rename:

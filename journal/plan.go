@@ -57,6 +57,12 @@ func (j *Journal) parentLocked(id proto.FileID, name string) (*parent, error) {
 	if err := j.busy.name(place{id, name}); err != nil {
 		return nil, err
 	}
+	return j.dirLocked(id)
+}
+
+// dirLocked opens a directory to make something in it, and checks that no
+// unapplied record concerns it.
+func (j *Journal) dirLocked(id proto.FileID) (*parent, error) {
 	if err := j.busy.file(id); err != nil { // it may be on its way into a grave
 		return nil, err
 	}
@@ -96,15 +102,23 @@ func (j *Journal) child(pa *parent, name string) (vfs.Info, proto.FileID, error)
 }
 
 func (j *Journal) planMake(p *pending, op *proto.Make) error {
-	pa, err := j.parentLocked(op.Dir, op.Name)
+	var pa *parent
+	var err error
+	if op.Name == "" {
+		pa, err = j.planTmpfile(op)
+	} else {
+		pa, err = j.parentLocked(op.Dir, op.Name)
+	}
 	if err != nil {
 		return err
 	}
 	defer pa.release()
-	if _, err := pa.dir.Stat(op.Name); err == nil {
-		return status.Exists
-	} else if !errors.Is(err, syscall.ENOENT) {
-		return err
+	if op.Name != "" {
+		if _, err := pa.dir.Stat(op.Name); err == nil {
+			return status.Exists
+		} else if !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
 	}
 	if err := Access(&pa.attr, &p.sub.Ident, MayWrite|MayExec); err != nil {
 		return err
@@ -124,6 +138,9 @@ func (j *Journal) planMake(p *pending, op *proto.Make) error {
 	}
 	r := &record.Record{Kind: record.Make, ID: id, Dir: op.Dir, Name: op.Name, New: attrs,
 		Rdev: op.Rdev, Target: op.Target, OldMtime: pa.mtime}
+	if op.Name == "" {
+		r.Dir, r.OldMtime = 0, 0
+	}
 	if err := j.stageInode(r); err != nil {
 		return err
 	}
@@ -228,7 +245,8 @@ func (j *Journal) planLink(p *pending, op *proto.Link) error {
 	if n.typ == proto.ModeDir {
 		return status.NotOwner
 	}
-	if len(n.names) == 0 {
+	nameless := j.nameless(&n)
+	if len(n.names) == 0 && !nameless {
 		return status.NotFound
 	}
 	if _, err := pa.dir.Stat(op.Name); err == nil {
@@ -243,8 +261,12 @@ func (j *Journal) planLink(p *pending, op *proto.Link) error {
 		return needSync{op.ID}
 	}
 	p.id = op.ID
-	p.recs = []*record.Record{{Kind: record.Link, ID: op.ID, Dir: op.Dir, Name: op.Name,
-		Inode: record.Inode(info.Ident), OldMtime: pa.mtime}}
+	r := &record.Record{Kind: record.Link, ID: op.ID, Dir: op.Dir, Name: op.Name,
+		Inode: record.Inode(info.Ident), OldMtime: pa.mtime}
+	if nameless {
+		r.Kind, r.Grave = record.Restore, n.graves[0]
+	}
+	p.recs = []*record.Record{r}
 	return nil
 }
 

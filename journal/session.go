@@ -58,6 +58,7 @@ func (j *Journal) repeatedLocked(s *Submission) (*Ticket, bool, error) {
 		res := proto.Result{LSN: r.lsn, ID: r.id}
 		if a, err := j.attr(r.id); err == nil {
 			res.Attr = a
+			j.holdNameless(s, r.id)
 		}
 		return answered(res, nil), true, nil
 	}

@@ -310,12 +310,18 @@ func (t *table) apply(r *record.Record) {
 			break
 		}
 		if n != nil { // a checkpoint has it already
-			t.nameLocked(n, at)
+			if r.Name != "" {
+				t.nameLocked(n, at)
+			}
 			break
 		}
 		n = &node{id: r.ID, ident: vfs.Ident(r.Inode), typ: r.New.Mode & proto.ModeType}
 		t.putLocked(n)
-		t.nameLocked(n, at)
+		if r.Kind == record.Make && r.Name == "" {
+			n.graves = []proto.LSN{r.LSN}
+		} else {
+			t.nameLocked(n, at)
+		}
 	case record.Link:
 		if n != nil {
 			t.nameLocked(n, at)

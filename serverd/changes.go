@@ -95,10 +95,16 @@ func (c *conn) await(op wire.Opcode, wait func() (proto.Result, error)) (res pro
 	return wait()
 }
 
-// noteMade lets the maker of a file open it.
+// noteMade lets the maker of a file open it. One without a name is open from the
+// beginning, with the journal's hold, or it might be gone before its maker opens it.
 func (c *conn) noteMade(r *wire.ChangeReq, res *proto.Result) {
-	if op, ok := r.Op.(*proto.Make); ok && op.Mode&proto.ModeType == proto.ModeRegular && res.ID != 0 {
-		c.sess.made(res.ID, c.ident.of(r.Ident).UID)
+	op, ok := r.Op.(*proto.Make)
+	if !ok || op.Mode&proto.ModeType != proto.ModeRegular || res.ID == 0 {
+		return
+	}
+	c.sess.made(res.ID, c.ident.of(r.Ident).UID)
+	if op.Name == "" && c.sess.open(res.ID, 0, 1) != nil {
+		c.sess.exp.Journal.Unhold(res.ID, 1)
 	}
 }
 

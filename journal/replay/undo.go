@@ -38,7 +38,9 @@ func (u *undo) run() error {
 			files[r.ID] = true
 			continue
 		case record.Make:
-			u.gone[r.ID] = true
+			if u.gone[r.ID] = true; r.Name == "" {
+				continue
+			}
 		}
 		dirs[r.Dir] = true
 		if r.NewDir != 0 {
