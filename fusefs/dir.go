@@ -77,26 +77,42 @@ type listing struct {
 	head wire.ReqHeader
 	ctx  context.Context // of prefetches; ends with the listing
 	stop context.CancelFunc
+	kept chan bool     // gets, once, whether the session has the directory open
 	turn chan struct{} // holds one token; who has it owns the fields below
 
 	now  *batch
 	next chan fetched // a prefetch of what follows now, or nil
 }
 
-// OpenDir implements fuse.RawFileSystem. It asks the server nothing: the kernel
-// has checked the permission bits, and the server checks each listing.
+// OpenDir implements fuse.RawFileSystem. It waits for no answer: the kernel
+// has checked the permission bits, and the server checks each listing. The
+// session opens the directory beside it, so that it stays when it is removed.
 func (s *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	who := s.idents.full(&in.InHeader)
 	ctx, stop := context.WithCancel(s.life)
-	l := &listing{ino: s.inodes.open(s.inodes.find(in.NodeId).id), head: s.headerOf(who), ctx: ctx, stop: stop, turn: make(chan struct{}, 1)}
+	l := &listing{ino: s.inodes.open(s.inodes.find(in.NodeId).id), head: s.headerOf(who), ctx: ctx, stop: stop, kept: make(chan bool, 1), turn: make(chan struct{}, 1)}
 	l.turn <- struct{}{}
+	if s.at == 0 {
+		s.tasks.Go(func() {
+			_, err := s.session.Open(ctx, l.head, l.ino.id, 0)
+			l.kept <- err == nil
+		})
+	} else {
+		l.kept <- false
+	}
 	out.Fh = s.dirs.add(&handle[*listing]{it: l, who: who, close: s.closeDir})
 	return fuse.OK
 }
 
 func (s *fileSystem) closeDir(h *handle[*listing]) {
-	h.it.stop()
-	s.inodes.close(h.it.ino)
+	l := h.it
+	l.stop()
+	s.inodes.close(l.ino)
+	s.tasks.Go(func() {
+		if <-l.kept {
+			s.session.Release(l.ino.id)
+		}
+	})
 }
 
 // ReleaseDir implements fuse.RawFileSystem.

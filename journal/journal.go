@@ -15,6 +15,7 @@ package journal
 
 import (
 	"context"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -33,6 +34,7 @@ type Options struct {
 	CheckpointBytes int64             // of the log between checkpoints; 0: 128 MiB
 	HistoryCap      int64             // bytes of log and graves above which the oldest history goes; 0: a fifth of the file system
 	ReadOnly        bool              // no recovery, no writing: for tools beside a stopped server
+	Grace           time.Duration     // after the start, how long sessions may take to come back before removed files that they had open may go; 0: 10 minutes
 	Now             func() proto.Time // nil: the system's clock
 	Log             zerolog.Logger
 	// Changed is called after each applied change, in order, from the commit
@@ -128,7 +130,8 @@ func (j *Journal) ListXattr(id proto.FileID) ([]string, error) { return j.listXa
 func (j *Journal) StatFS() (proto.StatFS, error) { return j.statFS() }
 
 // Hold keeps a file reachable after it is removed and beyond the retention of
-// history, until Unhold. Holds do not survive a restart: the client renews them.
+// history, until Unhold. Holds do not survive a restart: the client renews them,
+// and until it has (Returned) nothing is removed that it may have held.
 func (j *Journal) Hold(id proto.FileID) error { return j.hold(id) }
 
 // Unhold takes n holds back.
@@ -153,6 +156,9 @@ func (j *Journal) OpenSession(id proto.SessionID, client uint32, key string) err
 func (j *Journal) ResumeSession(id proto.SessionID, key string) (proto.Seq, error) {
 	return j.resumeSession(id, key)
 }
+
+// Returned says that a session of an earlier start has renewed its holds.
+func (j *Journal) Returned(id proto.SessionID) { j.returned(id) }
 
 // CloseSession forgets a session and its results.
 func (j *Journal) CloseSession(id proto.SessionID) error { return j.closeSession(id) }

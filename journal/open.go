@@ -53,7 +53,7 @@ type core struct {
 	stopped   bool
 
 	holdMu sync.Mutex
-	holds  map[proto.FileID]int
+	holds  holds
 
 	horizon    atomic.Uint64 // LSN below which history was given up
 	looseBytes atomic.Int64  // that became loose since the last checkpoint
@@ -87,10 +87,13 @@ func open(ctx context.Context, o Options) (*Journal, *Report, error) {
 	if o.Now == nil {
 		o.Now = func() proto.Time { return proto.Time(time.Now().UnixNano()) }
 	}
+	if o.Grace == 0 {
+		o.Grace = 10 * time.Minute
+	}
 	j := &Journal{core{
 		opts: o, busy: newBusy(), loose: map[proto.FileID]*loose{}, images: map[proto.FileID]preparedImage{},
 		sessions: map[proto.SessionID]*session{}, lost: lost{}, clients: map[uint32]string{}, clientNo: map[string]uint32{},
-		holds: map[proto.FileID]int{},
+		holds: holds{files: map[proto.FileID]int{}, absent: map[proto.SessionID]struct{}{}},
 		wake:  make(chan struct{}, 1), stop: make(chan struct{}), loopDone: make(chan struct{}),
 	}}
 	j.queueCond = sync.NewCond(&j.queueMu)
@@ -99,6 +102,7 @@ func open(ctx context.Context, o Options) (*Journal, *Report, error) {
 		j.release()
 		return nil, nil, err
 	}
+	j.awaitSessions()
 	if o.ReadOnly {
 		close(j.loopDone)
 	} else {

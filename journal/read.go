@@ -276,25 +276,6 @@ func (j *Journal) path(id proto.FileID) (string, error) {
 	return p, nil
 }
 
-// hold counts an open of a file, so that pruning leaves its graves alone.
-func (j *Journal) hold(id proto.FileID) error {
-	if _, ok := j.tree.get(id); !ok {
-		return stale(id)
-	}
-	j.holdMu.Lock()
-	defer j.holdMu.Unlock()
-	j.holds[id]++
-	return nil
-}
-
-func (j *Journal) unhold(id proto.FileID, n int) {
-	j.holdMu.Lock()
-	defer j.holdMu.Unlock()
-	if j.holds[id] -= n; j.holds[id] <= 0 {
-		delete(j.holds, id)
-	}
-}
-
 // readFull reads a range of a file that must be there in full.
 func readFull(f vfs.File, off, n int64) ([]byte, error) {
 	b := make([]byte, n)

@@ -27,8 +27,8 @@ func (j *Journal) oldest() proto.LSN {
 
 // prune gives up the oldest history while it takes more than its cap or the file
 // system is nearly full: graves oldest first, segments when all their records
-// are given up. Records after needed, the newest checkpoint's, stay. A start does
-// not prune: clients first have to say which removed files they hold open.
+// are given up. Records after needed, the newest checkpoint's, stay; so do files
+// in graves that a session holds open, see hold.go.
 func (j *Journal) prune(needed proto.LSN) error {
 	var graves []proto.LSN // ascending; nil: not looked at
 	for {
@@ -61,6 +61,9 @@ func (j *Journal) overfull() (bool, error) {
 	}
 	if st.BlocksAvail < st.Blocks/minFree {
 		return true, nil
+	}
+	if j.awaiting() { // graves stay, and to lose history without need is worse than to have too much
+		return false, nil
 	}
 	if time.Since(j.graves.at) >= graveCount {
 		var u UsageReport
@@ -136,10 +139,7 @@ func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 		return err
 	}
 	id := j.tree.holder(info.Ident)
-	j.holdMu.Lock()
-	held := id != 0 && j.holds[id] > 0
-	j.holdMu.Unlock()
-	if held {
+	if id != 0 && j.held(id) {
 		return nil
 	}
 	if err := removeTree(j.tree.grave, name, info); err != nil {

@@ -150,6 +150,7 @@ func (j *Journal) closeSession(id proto.SessionID) error {
 		return nil
 	}
 	delete(j.sessions, id)
+	j.returned(id)
 	j.lost.forget(j.sessions, j.tree.table)
 	if err := j.usable(); err != nil {
 		return nil // a session nobody can use any more need not be recorded as closed

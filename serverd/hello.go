@@ -186,6 +186,7 @@ func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err erro
 	rep.Session, rep.Applied = sess.id, applied
 	exp.Feed.subscribe(c.out, sess.id)
 	sess.replaceOpens(m.Opens, c.grant)
+	exp.Journal.Returned(sess.id)
 	if rep.Root, err = exp.Journal.Attr(proto.RootID); err != nil {
 		exp.Feed.unsubscribe(c.out)
 		return err
