@@ -53,6 +53,7 @@ func TestWrongCommandLines(t *testing.T) {
 	state := filepath.Join(dir, "state")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "outer", "inner"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "bad.conf"), []byte("listen = :1\nexports = x\n"), 0o600))
 	tests := []struct {
 		name string
 		args []string
@@ -68,6 +69,9 @@ func TestWrongCommandLines(t *testing.T) {
 		{"nested", []string{"serve", "--export", "a=" + dir + "/outer", "--export", "b=" + dir + "/outer/inner"}, cli.ExitConflict, "lies in"},
 		{"log level", []string{"serve", "--export", "d=" + dir, "--log-level", "loud"}, cli.ExitUsage, "--log-level loud"},
 		{"size", []string{"serve", "--export", "d=" + dir, "--history-cap", "x"}, cli.ExitUsage, "--history-cap x"},
+		{"idle timeout", []string{"serve", "--export", "d=" + dir, "--idle-timeout", "1s"}, cli.ExitUsage, "at least 20s"},
+		{"no config", []string{"serve", "--config", dir + "/none"}, cli.ExitNotFound, "no such file"},
+		{"bad config", []string{"serve", "--config", dir + "/bad.conf"}, cli.ExitUsage, "bad.conf:2: no setting named"},
 		{"recover nothing", []string{"recover"}, cli.ExitUsage, "no directory given"},
 		{"recover a missing directory", []string{"recover", dir + "/none"}, cli.ExitNotFound, "no such file"},
 	}

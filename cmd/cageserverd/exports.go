@@ -29,6 +29,9 @@ func (f *exportFlag) Set(s string) error {
 	return nil
 }
 
+// Repeatable marks it for cli.ReadConfig.
+func (f *exportFlag) Repeatable() {}
+
 func (f *exportFlag) Type() string { return "NAME=DIR[,ro]" }
 
 func (f *exportFlag) String() string {

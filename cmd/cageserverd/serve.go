@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -23,6 +24,8 @@ type serveFlags struct {
 	dataPorts  int
 	state      string
 	historyCap cli.Size
+	idle       time.Duration
+	config     string
 	logLevel   string
 }
 
@@ -39,10 +42,20 @@ DIR/.cage; DIR must exist. The user who starts the server can mount at once.`
 	c.Flags.IntVar(&f.dataPorts, "data-ports", 2, "further ports for data, above the main port")
 	c.Flags.StringVar(&f.state, "state", "", "keys and clients (default /var/lib/cage for root, else $XDG_STATE_HOME/cage)")
 	c.Flags.Var(&f.historyCap, "history-cap", "bytes of history to keep in each export (default a fifth of the file system)")
+	c.Flags.DurationVar(&f.idle, "idle-timeout", time.Minute, "drop a client's connection from which nothing came for so long")
+	c.Flags.StringVar(&f.config, "config", "", "file of NAME = VALUE lines, with the names of these flags, which win")
 	c.Flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
 		if err := c.NArgs(args, 0, 0); err != nil {
 			return err
+		}
+		if f.config != "" {
+			if err := cli.ReadConfig(c.Flags, f.config); err != nil {
+				return err
+			}
+		}
+		if f.idle < minIdle {
+			return cli.Usage("serve: --idle-timeout %v: at least %v, for clients that are alive are silent for as long", f.idle, minIdle)
 		}
 		if len(f.exports) == 0 {
 			return cli.Usage("serve: nothing to export: use --export NAME=DIR")
@@ -51,6 +64,10 @@ DIR/.cage; DIR must exist. The user who starts the server can mount at once.`
 	}
 	return c
 }
+
+// minIdle is the least idle timeout: a client's connection is silent for 15
+// seconds before it pings.
+const minIdle = 20 * time.Second
 
 func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	log, err := cli.NewLog(std.Err, f.logLevel)
@@ -93,6 +110,7 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	}
 	srv, err := serverd.Listen(serverd.Options{
 		Exports: exports.List, Listen: f.listen, DataPorts: f.dataPorts, State: state, Log: log, Software: cli.Software("cageserverd"),
+		Idle: f.idle,
 	})
 	if err != nil {
 		return err

@@ -83,6 +83,28 @@ func (p *proxy) refuse() {
 	p.cut()
 }
 
+// close lets nobody come to some of the ports any more; connections stay.
+func (p *proxy) close(ports ...int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, i := range ports {
+		p.lns[i].Close()
+	}
+}
+
+// lose ends a port: its connections, and it lets nobody come any more.
+func (p *proxy) lose(port int) {
+	p.close(port)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		if c.LocalAddr().String() == p.ports[port].from {
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}
+	}
+}
+
 // cut ends all connections; new ones are welcome.
 func (p *proxy) cut() {
 	p.mu.Lock()
