@@ -172,7 +172,8 @@ func (j *Journal) newAttrs(s *Submission, pa *parent, op *proto.Make) (record.At
 			a.Mode |= proto.ModeSetgid
 		}
 	}
-	if a.Mode&proto.ModeType != proto.ModeDir && a.Mode&proto.ModeSetgid != 0 && s.Ident.UID != 0 && !inGroup(&s.Ident, a.GID) {
+	const setgidExec = proto.ModeSetgid | 0o010 // without execution by the group setgid is no privilege
+	if a.Mode&proto.ModeType != proto.ModeDir && a.Mode&setgidExec == setgidExec && s.Ident.UID != 0 && !inGroup(&s.Ident, a.GID) {
 		a.Mode &^= proto.ModeSetgid
 	}
 	return a, nil

@@ -1,0 +1,36 @@
+package journal
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/proto"
+)
+
+// as does an operation for somebody who is not root.
+func (e *testExport) as(who proto.Ident, op proto.Op) (proto.Result, error) {
+	e.seq++
+	return e.Do(context.Background(), &Submission{Change: &proto.Change{Session: e.ses, Seq: e.seq, Op: op, Ident: who}, Client: 1, Trusted: true})
+}
+
+var somebody = proto.Ident{UID: 1001, GID: 2001, Groups: []uint32{2002}}
+
+// Without execution by the group a setgid bit is no privilege: only with it is
+// it taken from files made by somebody who is not in the group.
+func TestMakeKeepsSetgidWithoutExecution(t *testing.T) {
+	e, _ := openOn(t, vfs.NewMem(1))
+	d := e.make(proto.RootID, "d", proto.ModeDir|proto.ModeSetgid|0o777)
+	for mode, want := range map[uint32]uint32{0o2644: 0o2644, 0o2755: 0o755, 0o2745: 0o2745, 0o6775: 0o4775} {
+		res, err := e.as(somebody, &proto.Make{Dir: d, Name: "f", Mode: proto.ModeRegular | mode})
+		require.NoError(t, err)
+		a, err := e.Attr(res.ID)
+		require.NoError(t, err)
+		require.Equal(t, want, a.Mode&proto.ModePerm, "made with %o", mode)
+		require.Zero(t, a.GID)
+		e.must(&proto.Remove{Dir: d, Name: "f"})
+	}
+	require.NoError(t, e.Close())
+}
