@@ -5,7 +5,7 @@ FUZZTIME ?= 30s
 GO ?= go
 
 help: ## print this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: ## the commands, into bin/
 	$(GO) build -o bin/ ./cmd/cagefs ./cmd/cageserverd ./cmd/cagejournal
@@ -31,7 +31,10 @@ lint: ## gofmt, go vet, staticcheck, and the directions of imports
 
 accept: build ## the long runs: big trees, crashes, cuts (half an hour; needs root)
 	CAGE_CRASH_RUNS=150 $(GO) test -count=1 -v -timeout 30m -run Crash ./journal
-	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 60m ./cmd/internal/e2e
+	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h ./cmd/internal/e2e
+
+differential: build ## random programs on mounts and on ext4, compared; CAGE_DIFF_TIME (1h), CAGE_SEED, CAGE_DIFF_PROGRAM
+	CAGE_DIFF_TIME=$${CAGE_DIFF_TIME:-1h} $(GO) test -count=1 -v -timeout 0 -run 'TestDifferential$$' ./cmd/internal/e2e
 
 demo: build ## a server and a mount on this machine, step by step (under a minute)
 	@bash cmd/internal/demo/demo.sh bin
@@ -42,4 +45,4 @@ bench: ## the micro-benchmarks of all packages
 clean: ## what the others left
 	rm -rf bin
 
-.PHONY: help build test race fuzz lint accept demo bench clean
+.PHONY: help build test race fuzz lint accept differential demo bench clean

@@ -38,7 +38,8 @@ var allowed = map[string][]string{
 	"cmd/internal/cli":     {},
 	"cmd/internal/control": {},
 	"cmd/internal/deps":    {},
-	"cmd/internal/e2e":     {"cmd/internal/cli"},
+	"cmd/internal/differ":  {},
+	"cmd/internal/e2e":     {"cmd/internal/cli", "cmd/internal/differ"},
 	"cmd/internal/sim":     {"pagecache", "remote", "remote/auth", "remote/page", "remote/simnet", "remote/wire", "serverd", "journal", "journal/record", "journal/replay", "journal/vfs", "journal/wal"},
 	"fusefs":               {"pagecache", "remote", "remote/page", "remote/wire"},
 	"pagecache":            {"pagecache/evict", "remote/page"},
@@ -61,7 +62,7 @@ var allowed = map[string][]string{
 
 // bare packages import nothing of Cage at all: they are the words and the
 // leaves that everybody may use without getting more.
-var bare = []string{"remote/proto", "remote/status", "remote/page", "remote/simnet", "pagecache/evict", "journal/vfs"}
+var bare = []string{"cmd/internal/differ", "remote/proto", "remote/status", "remote/page", "remote/simnet", "pagecache/evict", "journal/vfs"}
 
 // apart says what must not be linked into a program or package by any way.
 var apart = []struct{ from, to, why string }{

@@ -21,6 +21,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"cagefs.dev/cage/cmd/internal/differ"
 )
 
 // accept says that the full numbers are to be run.
@@ -34,6 +36,7 @@ var labRoot string
 const janitorEnv = "CAGE_E2E_JANITOR"
 
 func TestMain(m *testing.M) {
+	differ.Worker()
 	if root := os.Getenv(janitorEnv); root != "" {
 		os.Exit(janitor(root))
 	}

@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"cagefs.dev/cage/cmd/internal/differ"
+)
+
+// TestDifferential runs random programs of several users on mounts and on
+// ext4 itself: what Cage exports it must not change. CAGE_DIFF_TIME says how
+// long, CAGE_SEED where it begins; the program of a failure is printed as text,
+// and run again from a file that CAGE_DIFF_PROGRAM names.
+func TestDifferential(t *testing.T) {
+	a := newArena(t)
+	if file := os.Getenv("CAGE_DIFF_PROGRAM"); file != "" {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		p, err := differ.Parse(string(text))
+		require.NoError(t, err, file)
+		d, err := a.run(p)
+		require.NoError(t, err)
+		require.Nil(t, d, "%v", d)
+		return
+	}
+	long := 20 * time.Second
+	if accept {
+		long = 10 * time.Minute
+	}
+	if s := os.Getenv("CAGE_DIFF_TIME"); s != "" {
+		var err error
+		long, err = time.ParseDuration(s)
+		require.NoError(t, err, "CAGE_DIFF_TIME")
+	}
+	first, programs, steps := seed(t), uint64(0), 0
+	for end := time.Now().Add(long); time.Now().Before(end); programs++ {
+		p, err := differ.Make(first+programs, scenario(first+programs), a.plain)
+		require.NoError(t, err)
+		d, err := a.run(p)
+		require.NoError(t, err, "CAGE_SEED=%d\n%s", p.Seed, p)
+		if d != nil {
+			a.report(p, d)
+		}
+		steps += len(p.Steps)
+	}
+	t.Logf("%d programs, %d steps, no difference", programs, steps)
+}
+
+// scenario is what the program of a seed is to be like.
+func scenario(seed uint64) differ.Scenario {
+	switch seed % 10 {
+	case 0: // short: each change of the mount takes a second
+		return differ.Scenario{Steps: 40, Mounts: 2}
+	case 1, 2:
+		return differ.Scenario{Steps: 120, Controls: []string{"kill", "drop"}, Every: 25}
+	case 3, 4:
+		return differ.Scenario{Steps: 120, Controls: []string{"drop"}, Every: 10}
+	}
+	return differ.Scenario{Steps: 120}
+}
+
+// arena is an ext4 file system, a server of one of its directories with two
+// mounts, and another directory of it that is mounted like these.
+type arena struct {
+	*lab
+	server      *server
+	export      string
+	mounts      []string
+	plain, cage *differ.Side
+
+	number int // of the directory of the present program
+}
+
+func newArena(t testing.TB) *arena {
+	a := &arena{lab: newLab(t, "")}
+	disk, plain := a.ext4(1<<30), a.mkdir("plain")
+	command(t, "mount", "-o", "remount,noatime", disk)
+	a.export = filepath.Join(disk, "export")
+	for _, dir := range []string{a.export, disk + "/plain"} {
+		require.NoError(t, os.Mkdir(dir, 0o755))
+	}
+	command(t, "mount", "--bind", disk+"/plain", plain)
+	t.Cleanup(func() { command(t, "umount", plain) })
+	command(t, "mount", "-o", "remount,bind,nosuid,nodev,noatime", plain)
+	a.server = a.newServer(a.export)
+	a.server.start()
+	a.mounts = []string{a.mount(a.server), a.mount(a.server)}
+	a.plain = &differ.Side{Name: "ext4", Fresh: func(int) ([]string, error) { return a.fresh([]string{plain}) }}
+	a.cage = &differ.Side{
+		Name:    "cage",
+		Fresh:   func(n int) ([]string, error) { return a.fresh(a.mounts[:n]) },
+		Control: a.control,
+		Switch:  a.change,
+		Behind: func() (string, error) {
+			_, err := a.try("cagefs", "sync", a.mounts[0])
+			return filepath.Join(a.export, a.name()), err
+		},
+	}
+	return a
+}
+
+func (a *arena) name() string { return fmt.Sprintf("program%d", a.number) }
+
+// fresh makes the directory of the present program below the first root, and
+// removes that of the one before.
+func (a *arena) fresh(roots []string) (paths []string, err error) {
+	old, err := filepath.Glob(filepath.Join(roots[0], "program*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range old {
+		if err := os.RemoveAll(dir); err != nil {
+			return nil, err
+		}
+	}
+	for _, root := range roots {
+		paths = append(paths, filepath.Join(root, a.name()))
+	}
+	return paths, os.Mkdir(paths[0], 0o755)
+}
+
+// run runs a program.
+func (a *arena) run(p *differ.Program) (*differ.Difference, error) {
+	a.number++
+	return differ.Run(p, a.plain, a.cage)
+}
+
+// control is what happens to the mounts in the middle of a program.
+func (a *arena) control(op string) error {
+	switch op {
+	case "kill":
+		a.server.kill()
+		return a.server.launch()()
+	case "drop": // by remounting, the kernel forgets names and files that are not in use
+		return unix.Mount("", a.mounts[0], "", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, "")
+	}
+	return fmt.Errorf("there is no control %q", op)
+}
+
+// change waits as long as docs/consistency.md says that a change may need to
+// be seen in another mount.
+func (a *arena) change(from, _ int) error {
+	if _, err := a.try("cagefs", "sync", a.mounts[from]); err != nil {
+		return err
+	}
+	time.Sleep(1010 * time.Millisecond)
+	return nil
+}
+
+// report fails the test with a program that is as short as can be found in a minute.
+func (a *arena) report(p *differ.Program, d *differ.Difference) {
+	end := time.Now().Add(time.Minute)
+	short, got := differ.Shrink(p, d, a.run, func() bool { return time.Now().Before(end) })
+	a.t.Fatalf("CAGE_SEED=%d: %v\nIn short, %v\nTo run it again, put this into a file for CAGE_DIFF_PROGRAM:\n%s", p.Seed, d, got, short)
+}
