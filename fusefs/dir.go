@@ -44,8 +44,9 @@ type batch struct {
 	from    uint64 // cookie that it follows
 	entries []proto.DirEntry
 	eof     bool
-	names   uint64    // the directory's count of changes before it was asked for
-	applied proto.Seq // newest operation of ours that its attributes surely include
+	parent  proto.FileID // of the directory, 0 if none
+	names   uint64       // the directory's count of changes before it was asked for
+	applied proto.Seq    // newest operation of ours that its attributes surely include
 }
 
 // after is the index of the entry that follows a cookie, -1 where the batch cannot tell.
@@ -145,7 +146,7 @@ func (s *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *f
 // before a change of the directory or of the file that the kernel knows of. The
 // entry then goes without, and the kernel asks for it when it needs it.
 func (s *fileSystem) believable(dir *inode, b *batch, a *proto.Attr) bool {
-	if a.ID == 0 || a.ID == s.inodes.root.id || dir.names.Load() != b.names {
+	if a.ID == 0 || a.Nlink == 0 || a.ID == s.inodes.root.id || dir.names.Load() != b.names {
 		return false
 	}
 	if _, ok := s.inodes.node(a.ID); !ok {
@@ -171,18 +172,19 @@ func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, ad
 	case <-ctx.Done():
 		return s.errors.status("readdir", ctx.Err())
 	}
-	off, ok := l.dots(in.Offset, func(e fuse.DirEntry) bool { return add(e, nil, nil) })
-	if !ok {
-		return fuse.OK
+	if in.Offset == 0 {
+		l.now, l.next = nil, nil // the start is the start of the present directory
 	}
-	for cookie, n := offToCookie(off), 0; n == 0; {
+	dotted := in.Offset >= offDotDot
+	for cookie, n := offToCookie(in.Offset), 0; n == 0; {
 		rest, err := s.rest(ctx, l, cookie, plus)
-		if err != nil && off != in.Offset {
-			return fuse.OK // the dots are given; the error comes with the next request
-		}
 		if err != nil {
 			return s.errors.status("readdir", err)
 		}
+		if !dotted && !s.dots(l, in.Offset, func(e fuse.DirEntry) bool { return add(e, nil, nil) }) {
+			return fuse.OK
+		}
+		dotted = true
 		for i := range rest {
 			e := &rest[i]
 			de := fuse.DirEntry{Name: e.Name, Mode: e.Attr.Mode, Ino: s.ino(e.Attr.ID), Off: cookieToOff(e.Cookie)}
@@ -198,24 +200,18 @@ func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, ad
 	return fuse.OK
 }
 
-// dots begins a listing: it gives "." and "..", as far as they are not behind
-// off, and returns where the listing is then; ok is false when there is no room
-// for more. The caller has the turn.
-func (l *listing) dots(off uint64, add func(fuse.DirEntry) bool) (now uint64, ok bool) {
-	if off == 0 {
-		l.now, l.next = nil, nil // the start is the start of the present directory
-		if !add(fuse.DirEntry{Name: ".", Mode: proto.ModeDir, Ino: l.ino.number(), Off: offDot}) {
-			return off, false
-		}
-		off = offDot
+// dots gives "." and "..", as far as they are not behind off, and reports whether
+// there was room for them. A root is its own parent, as on any file system. The
+// caller has the turn.
+func (s *fileSystem) dots(l *listing, off uint64, add func(fuse.DirEntry) bool) bool {
+	if off < offDot && !add(fuse.DirEntry{Name: ".", Mode: proto.ModeDir, Ino: l.ino.number(), Off: offDot}) {
+		return false
 	}
-	if off == offDot {
-		if !add(fuse.DirEntry{Name: "..", Mode: proto.ModeDir, Off: offDotDot}) {
-			return off, false
-		}
-		off = offDotDot
+	up := l.ino.number()
+	if l.now.parent != 0 && l.ino != s.inodes.root {
+		up = s.ino(l.now.parent)
 	}
-	return off, true
+	return add(fuse.DirEntry{Name: "..", Mode: proto.ModeDir, Ino: up, Off: offDotDot})
 }
 
 // rest returns the entries that follow a cookie, as far as one batch goes, and
@@ -268,6 +264,6 @@ func (s *fileSystem) fetch(ctx context.Context, l *listing, cookie uint64, plus 
 	if err != nil {
 		return nil, err
 	}
-	b.entries, b.eof = rep.Entries, rep.EOF
+	b.entries, b.eof, b.parent = rep.Entries, rep.EOF, rep.Parent
 	return b, nil
 }

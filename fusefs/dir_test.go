@@ -45,7 +45,8 @@ func listed(t *testing.T, es []proto.DirEntry) (*fileSystem, *listing, uint64) {
 	t.Helper()
 	tab, _ := newTestTable(proto.RootID, 0)
 	s := &fileSystem{inodes: tab}
-	l := &listing{ino: tab.open(50), stop: func() {}, turn: make(chan struct{}, 1), now: &batch{entries: es, eof: true}}
+	l := &listing{ino: tab.open(50), stop: func() {}, kept: make(chan bool, 1), turn: make(chan struct{}, 1), now: &batch{entries: es, eof: true}}
+	l.kept <- false
 	l.turn <- struct{}{}
 	return s, l, s.dirs.add(&handle[*listing]{it: l, close: s.closeDir})
 }
@@ -88,29 +89,28 @@ func TestListingGoesOnWhereTheBufferWasFull(t *testing.T) {
 }
 
 func TestDots(t *testing.T) {
-	_, l, _ := listed(t, nil)
+	s, l, _ := listed(t, nil)
 	room := 1
 	var names []string
+	var inos []uint64
 	add := func(e fuse.DirEntry) bool {
 		if room == 0 {
 			return false
 		}
 		room--
-		names = append(names, e.Name)
+		names, inos = append(names, e.Name), append(inos, e.Ino)
 		require.EqualValues(t, proto.ModeDir, e.Mode)
 		return true
 	}
-	off, ok := l.dots(0, add)
-	require.False(t, ok)
-	require.Nil(t, l.now, "a listing from the start is a new one")
+	l.now = &batch{parent: 70}
+	require.False(t, s.dots(l, 0, add))
 	room = 5
-	off, ok = l.dots(off, add)
-	require.True(t, ok)
-	require.EqualValues(t, offDotDot, off)
-	off, ok = l.dots(99, add)
-	require.True(t, ok)
-	require.EqualValues(t, 99, off)
+	require.True(t, s.dots(l, offDot, add))
 	require.Equal(t, []string{".", ".."}, names)
+	require.Equal(t, []uint64{l.ino.number(), 70}, inos)
+	l.ino = s.inodes.root
+	require.True(t, s.dots(l, offDot, add))
+	require.Equal(t, l.ino.number(), inos[2], "a root is its own parent")
 }
 
 func TestBelievableAttributes(t *testing.T) {
@@ -133,6 +133,7 @@ func TestBelievableAttributes(t *testing.T) {
 		"a write may be missing":         {batch{names: 3, applied: 19}, file(5, 9), false},
 		"the names changed":              {batch{names: 2, applied: 20}, file(5, 9), false},
 		"not looked up":                  {fresh, file(0, 0), false},
+		"number and type alone":          {fresh, &proto.Attr{ID: 6, Mode: proto.ModeRegular}, false},
 		"the mount's root":               {fresh, file(70, 9), false},
 		"the export's root":              {fresh, file(proto.RootID, 9), false},
 	} {

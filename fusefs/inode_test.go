@@ -20,7 +20,7 @@ func newTestTable(root proto.FileID, applied proto.Seq) (*table, *atomic.Uint64)
 }
 
 func file(id proto.FileID, change proto.LSN) *proto.Attr {
-	return &proto.Attr{ID: id, Mode: proto.ModeRegular | 0o644, Change: change}
+	return &proto.Attr{ID: id, Mode: proto.ModeRegular | 0o644, Nlink: 1, Change: change}
 }
 
 func TestNodesOfAMountedSubdirectory(t *testing.T) {

@@ -107,7 +107,7 @@ func (j *Journal) Attr(id proto.FileID) (proto.Attr, error) { return j.attr(id) 
 
 // ReadDir calls f for the entries of a directory after a cookie until f returns
 // false; the journal's own directory is left out. With plus, entries have their
-// attributes (and numbers); without, only a type where it is known.
+// attributes; without, their numbers and types.
 func (j *Journal) ReadDir(dir proto.FileID, after uint64, plus bool, f func(proto.DirEntry) bool) error {
 	return j.readDir(dir, after, plus, f)
 }

@@ -442,15 +442,15 @@ func (p *Past) ReadDir(dir proto.FileID, after uint64, plus bool, f func(proto.D
 			for _, name := range batch {
 				after++
 				e := proto.DirEntry{Name: name, Cookie: after, Attr: proto.Attr{Mode: l.types[name]}}
-				if plus {
-					a, err := p.lookupThen(dir, name)
-					if c := status.Of(err); c == status.NotFound || c == status.Stale {
-						continue // taken away by a process of the server
-					}
-					if err != nil {
-						return err
-					}
-					e.Attr = a
+				a, err := p.lookupThen(dir, name)
+				if c := status.Of(err); c == status.NotFound || c == status.Stale {
+					continue // taken away by a process of the server
+				}
+				if err != nil {
+					return err
+				}
+				if e.Attr = a; !plus {
+					e.Attr = proto.Attr{ID: a.ID, Mode: a.Mode & proto.ModeType}
 				}
 				entries = append(entries, e)
 			}

@@ -160,11 +160,16 @@ func (j *Journal) readDir(dir proto.FileID, after uint64, plus bool, f func(prot
 				}
 				return true
 			})
-			if err != nil || !plus {
+			if err != nil {
 				return err
 			}
 			for i := range batch {
 				e := &batch[i]
+				if !plus {
+					if e.Attr.ID = j.tree.under(place{dir, e.Name}, e.ino); e.Attr.ID != 0 && e.Attr.Mode != 0 {
+						continue
+					}
+				}
 				info, err := h.dir.Stat(e.Name)
 				if err != nil {
 					continue // gone meanwhile, or another file system: a name without attributes
@@ -172,6 +177,10 @@ func (j *Journal) readDir(dir proto.FileID, after uint64, plus bool, f func(prot
 				id, err := j.identify(place{dir, e.Name}, info)
 				if err != nil {
 					return err
+				}
+				if !plus {
+					e.Attr = proto.Attr{ID: id, Mode: info.Mode & proto.ModeType}
+					continue
 				}
 				e.Attr = j.attrOf(id, info)
 			}

@@ -84,6 +84,21 @@ func (t *table) kid(at place) proto.FileID {
 	return 0
 }
 
+// under returns the file that the table has under a name, if it is the one with
+// an inode number; 0 if not.
+func (t *table) under(at place, ino uint64) proto.FileID {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	dir := t.nodes[at.dir]
+	if dir == nil {
+		return 0
+	}
+	if n := t.nodes[dir.kids[at.name]]; n != nil && n.ident.Ino == ino {
+		return n.id
+	}
+	return 0
+}
+
 // holder returns the file that has an inode, 0 if none.
 func (t *table) holder(ident vfs.Ident) proto.FileID {
 	t.mu.RLock()

@@ -131,7 +131,24 @@ func readDir(c *call, m *wire.ReadDirReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return rep, nil
+	rep.Parent, err = parentOf(v, m.ID)
+	return rep, err
+}
+
+// parentOf is the directory above one, 0 for the root and those that were removed.
+func parentOf(v view, id proto.FileID) (proto.FileID, error) {
+	var places []journal.Place
+	var err error
+	switch v := v.(type) {
+	case *journal.Journal:
+		places = v.Places(id)
+	case *journal.Past:
+		places, err = v.Places(id)
+	}
+	if len(places) == 0 {
+		return 0, err
+	}
+	return places[0].Dir, err
 }
 
 func statFS(c *call, _ *wire.IDReq) (wire.Message, error) {

@@ -126,8 +126,9 @@ const (
 	MaxLabel  = 128      // bytes of a label's name
 )
 
-// DirEntry is one name of a directory. Attr.ID is zero where the entry could
-// not be looked up; its type is then only in Attr.Mode.
+// DirEntry is one name of a directory. Where its attributes were not asked for,
+// or may not be seen, only Attr.ID and the type in Attr.Mode are set, and
+// Attr.Nlink is zero. Attr.ID is zero where the entry could not be looked up.
 type DirEntry struct {
 	Name   string
 	Cookie uint64 // where a listing goes on after this entry

@@ -92,20 +92,23 @@ func (m *ReadDirReq) Decode(c *Cursor) {
 	m.Plus = c.flag()
 }
 
-// ReadDirRep is a part of a listing. Change is the directory's change number.
+// ReadDirRep is a part of a listing. Change is the directory's change number,
+// Parent the directory above it, 0 where there is none.
 // Entries that a frame has no room for are left out when it is encoded, and EOF
 // is then false on arrival: the listing goes on after the last cookie.
 type ReadDirRep struct {
 	Entries []proto.DirEntry
 	EOF     bool
 	Change  proto.LSN
+	Parent  proto.FileID
 }
 
 // Append implements Message.
 func (m *ReadDirRep) Append(b []byte) []byte {
 	b, n := appendCut(b, m.Entries, MaxEntries, appendDirEntry)
 	b = appendFlag(b, m.EOF && n == len(m.Entries))
-	return appendInt(b, m.Change)
+	b = appendInt(b, m.Change)
+	return appendInt(b, m.Parent)
 }
 
 // Decode implements Message.
@@ -113,6 +116,7 @@ func (m *ReadDirRep) Decode(c *Cursor) {
 	m.Entries = list(c, c.cutCount(MaxEntries, 2+attrLeast), (*Cursor).dirEntry)
 	m.EOF = c.flag()
 	m.Change = c.lsn()
+	m.Parent = c.fid()
 }
 
 // ReadlinkRep is a symlink's target.
