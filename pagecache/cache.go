@@ -56,7 +56,35 @@ type Backing interface {
 type Options struct {
 	PageSize  page.Size // 0: 128 KiB
 	Bytes     int64     // budget of all pages; 0: 256 MiB
+	Policy    string    // one of Policies; "": the first
 	ReadAhead int       // pages fetched ahead of a sequential reader at most; 0: 8, negative: none
+}
+
+// Policies are the names of what decides which page leaves a full cache; see package evict.
+var Policies = []string{"lfu", "lru", "s3fifo"}
+
+// policy is one of them; see package evict for the contracts.
+type policy interface {
+	Len() int
+	Add(*evict.Entry[key])
+	Touch(*evict.Entry[key])
+	Pin(*evict.Entry[key])
+	Unpin(*evict.Entry[key])
+	Remove(*evict.Entry[key])
+	Victim() *evict.Entry[key]
+}
+
+// newPolicy makes the policy with a name, nil if there is none.
+func newPolicy(name string) policy {
+	switch name {
+	case "lfu":
+		return evict.NewLFU[key]()
+	case "lru":
+		return evict.NewLRU[key]()
+	case "s3fifo":
+		return evict.NewS3FIFO[key]()
+	}
+	return nil
 }
 
 const (
@@ -83,6 +111,7 @@ type Cache struct {
 	// Set at construction.
 	size   page.Size
 	budget int64
+	name   string          // of the policy
 	ahead  int             // pages
 	maxRun int             // pages fetched by one read of the backing
 	zeros  []byte          // a page of them, for what is known to be zero
@@ -96,20 +125,23 @@ type Cache struct {
 	closed     bool
 	files      map[proto.FileID]*File
 	idle       *list.List // of *File: not open, without pages; longest so in front
-	policy     *evict.LFU[key]
+	policy     policy
 	bytes      int64 // of all buffers in use
 	aheadFills int   // reads ahead in flight
 	sources    map[uint16]*source
 	stats      Stats // the counters
 }
 
-// New makes a cache. It panics when the page size is none.
+// New makes a cache. It panics when the page size is none, or the policy.
 func New(o Options) *Cache {
 	if o.PageSize == 0 {
 		o.PageSize = page.DefaultSize
 	}
 	if !o.PageSize.Valid() {
 		panic(fmt.Sprintf("pagecache: page size %d", o.PageSize))
+	}
+	if o.Policy == "" {
+		o.Policy = Policies[0]
 	}
 	if o.Bytes == 0 {
 		o.Bytes = defaultBytes
@@ -120,14 +152,18 @@ func New(o Options) *Cache {
 	c := &Cache{
 		size:   o.PageSize,
 		budget: o.Bytes,
+		name:   o.Policy,
 		ahead:  max(o.ReadAhead, 0),
 		// A run lies twice in memory while it is cut into pages: keep that small beside the budget.
 		maxRun:  int(max(1, min(proto.MaxIO, o.Bytes/16)/int64(o.PageSize))),
 		zeros:   make([]byte, o.PageSize),
 		files:   make(map[proto.FileID]*File),
 		idle:    list.New(),
-		policy:  evict.New[key](),
+		policy:  newPolicy(o.Policy),
 		sources: make(map[uint16]*source),
+	}
+	if c.policy == nil {
+		panic("pagecache: policy " + o.Policy)
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
@@ -214,6 +250,8 @@ func (c *Cache) sourceLocked(tag uint16) *source {
 
 // Stats counts.
 type Stats struct {
+	PageSize                 page.Size
+	Policy                   string
 	Pages, Bytes, Budget     int64
 	Hits, Misses, ReadAheads int64 // pages asked for: found, or not; pages fetched ahead
 	Evictions                int64
@@ -226,7 +264,7 @@ func (c *Cache) Stats() Stats {
 	defer c.mu.Unlock()
 	s := c.stats
 	s.Pages, s.Bytes, s.Budget = int64(c.policy.Len()), c.bytes, c.budget
-	s.Files = int64(len(c.files))
+	s.Files, s.PageSize, s.Policy = int64(len(c.files)), c.size, c.name
 	return s
 }
 

@@ -114,6 +114,29 @@ func (c *Cache) check(t testing.TB) {
 	require.Zero(t, c.aheadFills)
 }
 
+// Each policy keeps the cache within its budget and its readers served.
+func TestPolicies(t *testing.T) {
+	for _, name := range Policies {
+		t.Run(name, func(t *testing.T) {
+			data := pattern(1, 40*ps)
+			x := setup(t, Options{Bytes: 16 * ps, ReadAhead: -1, Policy: name}, data)
+			for range 2 {
+				for off := int64(0); off < int64(len(data)); off += 1000 {
+					n := min(1000, int64(len(data))-off)
+					equal(t, data[off:off+n], x.read(off, int(n)))
+				}
+			}
+			x.c.check(t)
+			s := x.c.Stats()
+			require.Equal(t, name, s.Policy)
+			require.EqualValues(t, ps, s.PageSize)
+			require.EqualValues(t, 16*ps, s.Bytes)
+			require.NotZero(t, s.Evictions)
+		})
+	}
+	require.Panics(t, func() { New(Options{Policy: "best"}) })
+}
+
 func gather(v *View) []byte { return bytes.Join(v.Slices(), nil) }
 
 // pattern is n bytes that differ from page to page, and by seed.

@@ -348,7 +348,7 @@ func runModel(t *testing.T, seed uint64, length time.Duration) {
 	m := &model{
 		T: t, s: newServer(),
 		// A little more than half of the files fits.
-		c:       New(Options{PageSize: ps, Bytes: 28 * ps, ReadAhead: 3}),
+		c:       New(Options{PageSize: ps, Bytes: 28 * ps, ReadAhead: 3, Policy: Policies[seed%uint64(len(Policies))]}),
 		files:   make(map[proto.FileID]*File),
 		size:    make(map[proto.FileID]*sync.RWMutex),
 		changes: make(map[uint64]*change),

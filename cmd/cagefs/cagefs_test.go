@@ -58,7 +58,7 @@ func TestWrongCommandLines(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	defaults := options{soft: 30 * time.Second, cacheSize: 256 << 20, pageSize: 128 << 10, logLevel: "info"}
+	defaults := options{soft: 30 * time.Second, cacheSize: 256 << 20, pageSize: 128 << 10, policy: "lfu", dirtySize: 64 << 20, logLevel: "info"}
 	with := func(change func(*options)) options {
 		o := defaults
 		change(&o)
@@ -84,7 +84,19 @@ func TestOptions(t *testing.T) {
 		{"no time", []string{"-o", "soft=never"}, options{}, `-o soft: no value for it: "never"`},
 		{"zero", []string{"--soft=0s"}, options{}, "must be positive"},
 		{"value missing", []string{"-o", "cache_size"}, options{}, "-o cache_size needs a value"},
-		{"small cache", []string{"-o", "cache_size=1M"}, options{}, "less than 16 pages"},
+		{"small cache", []string{"-o", "cache_size=1M"}, options{}, "not between 16 pages of 128KiB and 1024TiB"},
+		{"pages", []string{"-o", "pages=1000,page_size=4K"}, with(func(o *options) {
+			o.pages, o.pageSize, o.cacheSize = 1000, 4<<10, 4000<<10
+		}), ""},
+		{"policy", []string{"-o", "cache_policy=s3fifo"}, with(func(o *options) { o.policy = "s3fifo" }), ""},
+		{"dirty size", []string{"-o", "dirty_size=1M"}, with(func(o *options) { o.dirtySize = 1 << 20 }), ""},
+		{"pages and size", []string{"-o", "pages=100,cache_size=1G"}, options{}, "pages and cache-size exclude each other"},
+		{"few pages", []string{"-o", "pages=15"}, options{}, "--pages 15: not between 16 and"},
+		{"no pages", []string{"-o", "pages=0"}, options{}, "--pages 0: not between 16 and"},
+		{"many pages", []string{"--pages=9000000000000000000"}, options{}, "not between 16 and"},
+		{"no number", []string{"-o", "pages=many"}, options{}, `-o pages: no value for it: "many"`},
+		{"no policy", []string{"-o", "cache_policy=best"}, options{}, "--cache-policy best: there are lfu, lru, s3fifo"},
+		{"small dirty size", []string{"-o", "dirty_size=64K"}, options{}, "--dirty-size 64KiB: not between a write, 1MiB, and"},
 		{"page too large", []string{"-o", "page_size=8M"}, options{}, "not a power of two from 4KiB to 4MiB"},
 		{"not for -o", []string{"-o", "foreground"}, options{}, "unknown option -o foreground"},
 	}
@@ -112,7 +124,7 @@ func TestChildArgs(t *testing.T) {
 	var o options
 	c := cli.New("mount", "", "")
 	o.register(c.Flags)
-	require.NoError(t, c.Flags.Parse([]string{"-o", "ro,soft=5s,_netdev", "--cache-size", "1.5GiB", "h:/d", "mnt"}))
+	require.NoError(t, c.Flags.Parse([]string{"-o", "ro,soft=5s,_netdev,cache_policy=lru,dirty_size=2M", "--pages", "5000", "a=h:/d", "h:/e", "mnt"}))
 	require.NoError(t, o.finish(c.Flags))
 	args := childArgs(c.Flags, &spec{mountpoint: "/abs/mnt"})
 	require.Equal(t, "mount", args[0])
@@ -122,7 +134,7 @@ func TestChildArgs(t *testing.T) {
 	again.register(c.Flags)
 	require.NoError(t, c.Flags.Parse(args[1:]))
 	require.NoError(t, again.finish(c.Flags))
-	require.Equal(t, []string{"h:/d", "/abs/mnt"}, c.Flags.Args())
+	require.Equal(t, []string{"a=h:/d", "h:/e", "/abs/mnt"}, c.Flags.Args())
 	o.o, o.foreground = nil, true
 	require.Equal(t, o, again)
 }
@@ -172,6 +184,31 @@ b: i:/e (read-only, as of @9)
   server       i:7400, online since 2026-11-21 14:02:03, 0 data connections, resumed 0 times
   undelivered  nothing: all is on the server
 `, b.String())
+}
+
+func TestPrintStats(t *testing.T) {
+	s := control.Stats{
+		PageSize: 64 << 10, Policy: "lru", Pages: 3, Bytes: 192 << 10, Budget: 1 << 20, Files: 2, Hits: 5, Misses: 4, ReadAheads: 1, Evictions: 7,
+		Dirty: 3 << 20, DirtyBudget: 8 << 20, MemoryLimit: 200 << 20, Sources: []control.SourceStats{{Dirty: 3 << 20}},
+	}
+	var b bytes.Buffer
+	require.NoError(t, printStats(&b, s))
+	require.Equal(t, `pages   3 of up to 64KiB, 192KiB of 1MiB, of 2 files
+reads   5 hits, 4 misses, 1 read ahead
+evicted 7, policy lru
+writes  3MiB of 8MiB not applied yet
+memory  limit 200MiB
+`, b.String())
+	s.Sources = []control.SourceStats{{Name: "a", Dirty: 3 << 20}, {Name: "b"}}
+	b.Reset()
+	require.NoError(t, printStats(&b, s))
+	require.Contains(t, b.String(), "writes to a  3MiB of 8MiB not applied yet\nwrites to b  0B of 8MiB not applied yet\n")
+}
+
+func TestMemoryFollowsTheBudgets(t *testing.T) {
+	m, err := newSpec([]string{"h:/a", "h:/b"}, "/mnt", &options{cacheSize: 1 << 30, dirtySize: 1 << 20})
+	require.NoError(t, err)
+	require.EqualValues(t, 1<<30+2<<20+workingMemory, m.memory())
 }
 
 func TestSourcesTogether(t *testing.T) {

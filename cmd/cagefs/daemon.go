@@ -17,7 +17,6 @@ import (
 	"cagefs.dev/cage/cmd/internal/control"
 	"cagefs.dev/cage/fusefs"
 	"cagefs.dev/cage/pagecache"
-	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/page"
 	"cagefs.dev/cage/remote/status"
 )
@@ -54,6 +53,11 @@ func runForeground(ctx context.Context, m *spec, std cli.Std) error {
 // to the sum as long as it can, instead of letting garbage double it.
 const workingMemory = 128 << 20
 
+// memory is what the mount's process may take.
+func (m *spec) memory() int64 {
+	return int64(m.opts.cacheSize) + int64(len(m.sources))*int64(m.opts.dirtySize) + workingMemory
+}
+
 func run(ctx context.Context, m *spec, std cli.Std, parent *announcer) error {
 	log, err := cli.NewLog(std.Err, m.opts.logLevel)
 	if err != nil {
@@ -62,7 +66,7 @@ func run(ctx context.Context, m *spec, std cli.Std, parent *announcer) error {
 	if err := cli.PrepareDaemon(); err != nil {
 		return err
 	}
-	debug.SetMemoryLimit(int64(m.opts.cacheSize) + remote.DefaultBudget + workingMemory)
+	debug.SetMemoryLimit(m.memory())
 	d, err := start(ctx, m, log)
 	if err != nil {
 		return err
@@ -90,7 +94,7 @@ func start(ctx context.Context, m *spec, log zerolog.Logger) (*daemon, error) {
 	if err := d.connect(ctx); err != nil {
 		return nil, err
 	}
-	d.cache = pagecache.New(pagecache.Options{PageSize: page.Size(m.opts.pageSize), Bytes: int64(m.opts.cacheSize)})
+	d.cache = pagecache.New(pagecache.Options{PageSize: page.Size(m.opts.pageSize), Bytes: int64(m.opts.cacheSize), Policy: m.opts.policy})
 	if err := d.attach(); err != nil {
 		d.cache.Close()
 		return nil, errors.Join(err, d.disconnect(ctx))

@@ -77,10 +77,18 @@ func together(all []control.Source) control.Source {
 // Stats implements control.Handler.
 func (d *daemon) Stats() control.Stats {
 	c := d.cache.Stats()
-	return control.Stats{
+	st := control.Stats{
+		PageSize: int64(c.PageSize), Policy: c.Policy,
 		Pages: c.Pages, Bytes: c.Bytes, Budget: c.Budget, Hits: c.Hits, Misses: c.Misses,
 		ReadAheads: c.ReadAheads, Evictions: c.Evictions, Files: c.Files,
+		DirtyBudget: int64(d.spec.opts.dirtySize), MemoryLimit: d.spec.memory(),
 	}
+	for _, s := range d.sources {
+		of := control.SourceStats{Name: s.Name, Dirty: s.session.Status().Bytes}
+		st.Sources = append(st.Sources, of)
+		st.Dirty += of.Dirty
+	}
+	return st
 }
 
 // Sync implements control.Handler.

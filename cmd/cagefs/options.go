@@ -9,6 +9,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"cagefs.dev/cage/cmd/internal/cli"
+	"cagefs.dev/cage/pagecache"
+	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/proto"
 )
 
 // options are the flags of mount.
@@ -21,6 +24,9 @@ type options struct {
 	hard       bool
 	cacheSize  cli.Size
 	pageSize   cli.Size
+	pages      int64 // 0: as many as cacheSize holds
+	policy     string
+	dirtySize  cli.Size
 	logFile    string
 	logLevel   string
 	o          []string
@@ -28,28 +34,35 @@ type options struct {
 
 // Geometry of pages that the cache takes.
 const (
-	minPage = 4 << 10
-	maxPage = 4 << 20
+	minPage  = 4 << 10
+	maxPage  = 4 << 20
+	minPages = 16
 )
+
+// maxMemory is the most that may be asked for of each kind.
+const maxMemory = 1 << 50
 
 func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
 	fs.BoolVarP(&o.debug, "debug", "d", false, "foreground, with a log of all that happens")
-	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, soft=TIME, hard, cache_size=SIZE, page_size=SIZE, as -o a,b=c")
+	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, soft=TIME, hard, cache_size=SIZE, page_size=SIZE, pages=N, cache_policy=NAME, dirty_size=SIZE, as -o a,b=c")
 	fs.BoolVar(&o.readOnly, "read-only", false, "refuse changes")
 	fs.BoolVar(&o.allowOther, "allow-other", false, "let other users in (root's mounts do)")
 	fs.DurationVar(&o.soft, "soft", 30*time.Second, "wait so long for a server that is gone, then fail with an error")
 	fs.BoolVar(&o.hard, "hard", false, "wait for ever; waiting processes can be killed")
-	o.cacheSize, o.pageSize = 256<<20, 128<<10
+	o.cacheSize, o.pageSize, o.dirtySize = 256<<20, 128<<10, remote.DefaultBudget
 	fs.Var(&o.cacheSize, "cache-size", "memory for pages")
 	fs.Var(&o.pageSize, "page-size", "size of a page: 4KiB to 4MiB, a power of two")
+	fs.Int64Var(&o.pages, "pages", 0, "memory for so many pages, instead of cache-size")
+	fs.StringVar(&o.policy, "cache-policy", pagecache.Policies[0], "which page leaves a full cache: "+strings.Join(pagecache.Policies, ", "))
+	fs.Var(&o.dirtySize, "dirty-size", "memory for writes that the server has not applied, of each source; further ones wait")
 	fs.StringVar(&o.logFile, "log-file", "", "log of a mount in the background (default $XDG_STATE_HOME/cage, /var/log/cage for root)")
 	fs.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
 
 // settable are the flags that -o may set, under their names there; "-" and "_"
 // are equal. ro is the usual name of read-only.
-var settable = []string{"read-only", "allow-other", "soft", "hard", "cache-size", "page-size", "log-file", "log-level", "debug"}
+var settable = []string{"read-only", "allow-other", "soft", "hard", "cache-size", "page-size", "pages", "cache-policy", "dirty-size", "log-file", "log-level", "debug"}
 
 // ignored are options of mount(8) and fstab that say nothing to a mount of Cage,
 // or what it does anyway.
@@ -74,8 +87,19 @@ func (o *options) finish(fs *pflag.FlagSet) error {
 		return cli.Usage("--soft %v: the time must be positive", o.soft)
 	case o.pageSize < minPage || o.pageSize > maxPage || bits.OnesCount64(uint64(o.pageSize)) != 1:
 		return cli.Usage("--page-size %s: not a power of two from 4KiB to 4MiB", o.pageSize.Short())
-	case o.cacheSize < 16*o.pageSize:
-		return cli.Usage("--cache-size %s: less than 16 pages of %s", o.cacheSize.Short(), o.pageSize.Short())
+	case fs.Changed("pages") && fs.Changed("cache-size"):
+		return cli.Usage("pages and cache-size exclude each other")
+	case fs.Changed("pages") && (o.pages < minPages || o.pages > maxMemory/int64(o.pageSize)):
+		return cli.Usage("--pages %d: not between %d and %d", o.pages, minPages, maxMemory/int64(o.pageSize))
+	case o.pages == 0 && (o.cacheSize < minPages*o.pageSize || o.cacheSize > maxMemory):
+		return cli.Usage("--cache-size %s: not between %d pages of %s and %s", o.cacheSize.Short(), minPages, o.pageSize.Short(), cli.Size(maxMemory).Short())
+	case !slices.Contains(pagecache.Policies, o.policy):
+		return cli.Usage("--cache-policy %s: there are %s", o.policy, strings.Join(pagecache.Policies, ", "))
+	case o.dirtySize < proto.MaxIO || o.dirtySize > maxMemory:
+		return cli.Usage("--dirty-size %s: not between a write, %s, and %s", o.dirtySize.Short(), cli.Size(proto.MaxIO).Short(), cli.Size(maxMemory).Short())
+	}
+	if o.pages != 0 {
+		o.cacheSize = cli.Size(o.pages) * o.pageSize
 	}
 	if o.hard {
 		o.soft = 0

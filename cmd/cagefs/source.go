@@ -75,7 +75,7 @@ func (d *daemon) sessionOptions(i int, keys *auth.Keyring) remote.Options {
 	export, _, _ := strings.Cut(s.Export, "@")
 	return remote.Options{
 		Addr: s.Addr(), Export: export, ReadOnly: o.readOnly,
-		Keys: keys, Software: cli.Software("cagefs"), Patience: o.soft, DataPort: true, Log: d.log,
+		Keys: keys, Software: cli.Software("cagefs"), Patience: o.soft, Budget: int64(o.dirtySize), DataPort: true, Log: d.log,
 		Changed: func(c wire.Changed) { tell(func(m *fusefs.Mounted) { m.Changed(i, c) }) },
 		Reset:   func() { tell(func(m *fusefs.Mounted) { m.Reset(i) }) },
 		Written: func(id proto.FileID, change proto.LSN) {

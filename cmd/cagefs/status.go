@@ -87,7 +87,7 @@ func printSource(w io.Writer, indent string, s control.Source, process string) {
 }
 
 func newStats() *cli.Command {
-	c := cli.New("stats", "MOUNTPOINT [--json]", "show counters of a mount's cache")
+	c := cli.New("stats", "MOUNTPOINT [--json]", "show budgets and counters of a mount")
 	c.Example = "cagefs stats /mnt/data"
 	asJSON := c.Flags.Bool("json", false, "one object on one line")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
@@ -102,12 +102,27 @@ func newStats() *cli.Command {
 			if *asJSON {
 				return cli.JSON(std.Out, s)
 			}
-			_, err = fmt.Fprintf(std.Out, "pages   %d, %s of %s, of %d files\nreads   %d hits, %d misses, %d read ahead\nevicted %d\n",
-				s.Pages, cli.Size(s.Bytes).Short(), cli.Size(s.Budget).Short(), s.Files, s.Hits, s.Misses, s.ReadAheads, s.Evictions)
-			return err
+			return printStats(std.Out, s)
 		})
 	}
 	return c
+}
+
+func printStats(w io.Writer, s control.Stats) error {
+	size := func(n int64) string { return cli.Size(n).Short() }
+	var b strings.Builder
+	fmt.Fprintf(&b, "pages   %d of up to %s, %s of %s, of %d files\nreads   %d hits, %d misses, %d read ahead\nevicted %d, policy %s\n",
+		s.Pages, size(s.PageSize), size(s.Bytes), size(s.Budget), s.Files, s.Hits, s.Misses, s.ReadAheads, s.Evictions, s.Policy)
+	for _, src := range s.Sources {
+		to := ""
+		if src.Name != "" {
+			to = " to " + src.Name
+		}
+		fmt.Fprintf(&b, "writes%s  %s of %s not applied yet\n", to, size(src.Dirty), size(s.DirtyBudget))
+	}
+	fmt.Fprintf(&b, "memory  limit %s\n", size(s.MemoryLimit))
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 func newSync() *cli.Command {

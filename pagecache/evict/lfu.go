@@ -1,6 +1,13 @@
-// Package evict chooses what leaves a full cache: least frequently used, with
-// ageing. It is a plain data structure: no locks, no I/O, no clock. Time is the
-// number of accesses. It imports nothing of Cage.
+package evict
+
+import "math"
+
+const (
+	maxCount  = 15 // counts saturate here: four halvings bring every count to 0
+	agePeriod = 10 // counted accesses for each entry between two halvings
+)
+
+// LFU is least frequently used, with ageing.
 //
 // An entry arrives in the young list, in order of use. When the cache is full
 // and the young are more than a small share of all, the least recent of them
@@ -19,42 +26,6 @@
 //
 // Costs: O(1) for an access, a pin, an arrival and a victim. Halving visits
 // every entry, which is a tenth of a visit for each counted access.
-package evict
-
-import "math"
-
-const (
-	maxCount   = 15 // counts saturate here: four halvings bring every count to 0
-	youngShare = 32 // the young may be one in so many of all
-	agePeriod  = 10 // counted accesses for each entry between two halvings
-	minGhosts  = 64 // remembered counts at least; otherwise as many as there were entries when it was full
-)
-
-// home says on which list an entry is, or will be once it is unpinned.
-type home uint8
-
-const (
-	out home = iota
-	young
-	old
-)
-
-// Entry is a place in an LFU, to be embedded in what is cached. It belongs to
-// one LFU from Add until Remove or until Victim returns it.
-type Entry[K comparable] struct {
-	Key K // set by the owner before Add; its count is remembered under it
-
-	prev, next *Entry[K] // the list of home, while there are no pins
-	used       uint64    // access that used it last
-	counted    uint64    // access that last raised count
-	halvings   uint64    // halvings that count has seen
-	pins       int
-	count      uint8
-	home       home
-}
-
-// LFU keeps entries in the order in which they are to leave. Not safe for
-// concurrent use, not to be copied.
 type LFU[K comparable] struct {
 	young    Entry[K]               // root of a ring, most recent first
 	old      [maxCount + 1]Entry[K] // by count: roots of rings, most recent first
@@ -75,18 +46,12 @@ type ghost struct {
 	left     uint64 // accesses when it left, never 0
 }
 
-// departure is when a key left; it has a ghost if that left at the same access.
-type departure[K comparable] struct {
-	key  K
-	left uint64
-}
-
-// New makes an empty LFU.
-func New[K comparable]() *LFU[K] {
+// NewLFU makes an empty LFU.
+func NewLFU[K comparable]() *LFU[K] {
 	l := &LFU[K]{full: math.MaxInt, ghosts: make(map[K]ghost)}
-	l.young.prev, l.young.next = &l.young, &l.young
+	empty(&l.young)
 	for i := range l.old {
-		l.old[i].prev, l.old[i].next = &l.old[i], &l.old[i]
+		empty(&l.old[i])
 	}
 	return l
 }
@@ -183,7 +148,7 @@ func (l *LFU[K]) leastUsed() *Entry[K] {
 }
 
 // youngMax is how many entries may be young in a full cache.
-func (l *LFU[K]) youngMax() int { return 1 + l.n/youngShare }
+func (l *LFU[K]) youngMax() int { return burst(l.n) }
 
 // promote makes a young, unpinned entry an old one, as if it had just been used.
 func (l *LFU[K]) promote(e *Entry[K]) {

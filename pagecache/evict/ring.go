@@ -2,6 +2,9 @@ package evict
 
 // Rings: doubly linked, closed through a root that is no entry.
 
+// empty makes a root's ring an empty one.
+func empty[K comparable](root *Entry[K]) { root.prev, root.next = root, root }
+
 // insert puts e behind at, which is a root or on a ring.
 func insert[K comparable](at, e *Entry[K]) {
 	e.prev, e.next = at, at.next
@@ -19,7 +22,7 @@ func remove[K comparable](e *Entry[K]) {
 // all three are sorted by use, most recent first. Rings other than dst end empty.
 func merge[K comparable](dst, a, b *Entry[K]) {
 	var all Entry[K]
-	all.prev, all.next = &all, &all
+	empty(&all)
 	for a.next != a || b.next != b {
 		from := a
 		if a.next == a || b.next != b && b.next.used > a.next.used {

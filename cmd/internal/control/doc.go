@@ -62,14 +62,26 @@ type Source struct {
 
 // Stats are counters of a mount.
 type Stats struct {
-	Pages      int64 `json:"pages"`
-	Bytes      int64 `json:"bytes"`
-	Budget     int64 `json:"budget"`
-	Hits       int64 `json:"hits"`
-	Misses     int64 `json:"misses"`
-	ReadAheads int64 `json:"read_aheads"`
-	Evictions  int64 `json:"evictions"`
-	Files      int64 `json:"files"`
+	PageSize    int64         `json:"page_size"`
+	Policy      string        `json:"policy"` // which page leaves a full cache
+	Pages       int64         `json:"pages"`
+	Bytes       int64         `json:"bytes"`
+	Budget      int64         `json:"budget"`
+	Hits        int64         `json:"hits"`
+	Misses      int64         `json:"misses"`
+	ReadAheads  int64         `json:"read_aheads"`
+	Evictions   int64         `json:"evictions"`
+	Files       int64         `json:"files"`
+	Dirty       int64         `json:"dirty_bytes"`  // of writes that are not applied, of all sources
+	DirtyBudget int64         `json:"dirty_budget"` // for them, of each source
+	MemoryLimit int64         `json:"memory_limit"` // that the process keeps to as long as it can
+	Sources     []SourceStats `json:"sources"`
+}
+
+// SourceStats are counters of one source.
+type SourceStats struct {
+	Name  string `json:"name"`
+	Dirty int64  `json:"dirty_bytes"`
 }
 
 // The operations of the socket.
