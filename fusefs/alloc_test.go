@@ -91,3 +91,58 @@ func TestHoles(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "12\t"+p+"\n", string(out))
 }
+
+func TestFallocate(t *testing.T) {
+	d := startDaemon(t)
+	const hole, zero = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE
+	p, other, plain := filepath.Join(d.a, "f"), filepath.Join(d.b, "f"), filepath.Join(d.export, "f")
+	f := openAt(t, p, os.O_RDWR|os.O_CREATE)
+	fd := int(f.Fd())
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<20/16)
+	_, err := f.Write(want)
+	require.NoError(t, err)
+	g := openAt(t, other, os.O_RDWR)
+	same := func() {
+		t.Helper()
+		for _, path := range []string{p, other, plain} {
+			path := path
+			soon(t, path, func() bool {
+				got, err := os.ReadFile(path)
+				return err == nil && bytes.Equal(want, got)
+			})
+		}
+	}
+	same()
+	clearRange := func(from, to int) { clear(want[from:to]) }
+
+	require.NoError(t, unix.Fallocate(fd, hole, 100, 300_000))
+	clearRange(100, 300_100)
+	same()
+	require.EqualValues(t, 1<<20-72*4096, blocksOf(t, plain), "the blocks are free")
+	require.NoError(t, unix.Fallocate(fd, zero|unix.FALLOC_FL_KEEP_SIZE, 500_000, 10_000))
+	clearRange(500_000, 510_000)
+	same()
+	_, err = f.WriteAt([]byte("over"), 200) // into the hole, then a hole again, nobody waits
+	require.NoError(t, err)
+	require.NoError(t, unix.Fallocate(int(g.Fd()), hole, 600_000, 5000))
+	clearRange(600_000, 605_000)
+	copy(want[200:], "over")
+	same()
+	require.NoError(t, unix.Fallocate(fd, 0, 1<<20-10, 5000))
+	want = append(want, make([]byte, 4990)...)
+	same()
+	var st unix.Stat_t
+	require.NoError(t, unix.Fstat(fd, &st))
+	require.EqualValues(t, len(want), st.Size)
+	require.NoError(t, unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 4<<20, 1<<20))
+	same()
+	require.Greater(t, blocksOf(t, plain), int64(1<<20), "reserved behind the end")
+	require.NoError(t, unix.Fallocate(fd, zero, 1<<20, 10_000))
+	want = append(want[:1<<20], make([]byte, 10_000)...)
+	same()
+
+	require.ErrorIs(t, unix.Fallocate(fd, unix.FALLOC_FL_COLLAPSE_RANGE, 0, 4096), unix.EOPNOTSUPP)
+	require.ErrorIs(t, unix.Fallocate(fd, 0, 0, 1<<50), unix.EFBIG)
+	same()
+	require.ErrorIs(t, unix.Fallocate(int(openAt(t, p, os.O_RDONLY).Fd()), 0, 0, 1), unix.EBADF)
+}

@@ -96,6 +96,17 @@ func (ino *inode) number() uint64 {
 	return uint64(ino.id.Tagged(proto.FileID(ino.node).Tag()))
 }
 
+// replaced is own for a change of ours whose bytes nobody here knows: what is
+// cached of the range goes.
+func (ino *inode) replaced(a *proto.Attr, upto proto.Seq, off, end int64) {
+	ino.heard(a)
+	ino.mu.Lock()
+	defer ino.mu.Unlock()
+	if ino.file != nil {
+		ino.file.Replaced(*a, upto, off, end)
+	}
+}
+
 // isDir reports whether the file is known to be a directory.
 func (ino *inode) isDir() bool { return ino.mode.Load()&proto.ModeType == proto.ModeDir }
 

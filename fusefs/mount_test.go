@@ -29,8 +29,6 @@ func soon(t *testing.T, what string, cond func() bool) {
 func TestPosix(t *testing.T) {
 	d := startDaemon(t)
 	skip := map[string]string{
-		"Fallocate":           "see ops.go",
-		"FallocateKeepSize":   "see ops.go",
 		"FcntlFlockLocksFile": "expects a process to exclude itself, which locks of the kernel do not",
 		"OpenSymlinkRace":     "thousands of changes that each wait for the server's disk",
 	}
@@ -226,7 +224,6 @@ func TestWhatIsNotDoneFallsBack(t *testing.T) {
 	defer f.Close()
 	_, err = f.WriteString("0123456789")
 	require.NoError(t, err)
-	require.ErrorIs(t, unix.Fallocate(int(f.Fd()), 0, 0, 100), unix.EOPNOTSUPP)
 	g, err := os.Create(filepath.Join(d.a, "g"))
 	require.NoError(t, err)
 	defer g.Close()

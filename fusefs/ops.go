@@ -32,13 +32,6 @@ func (s *fileSystem) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint
 	return 0, fuse.ENOSYS
 }
 
-// Fallocate needs an operation of the log. EOPNOTSUPP and not ENOSYS, which
-// the kernel would turn into the same and remember: glibc's posix_fallocate
-// writes zeros then.
-func (s *fileSystem) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status {
-	return fuse.Status(syscall.EOPNOTSUPP)
-}
-
 // Ioctl has nothing to offer yet.
 func (s *fileSystem) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
 	return fuse.Status(syscall.ENOTTY)

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"slices"
 	"syscall"
 
 	"cagefs.dev/cage/journal/record"
@@ -21,8 +22,9 @@ func (j *Journal) applyPending(p *pending) error {
 		j.viewMu.Unlock()
 		return err
 	}
-	for _, r := range p.recs {
+	for i, r := range p.recs {
 		if err := j.applyRecord(r, p.data); err != nil {
+			err = errors.Join(err, j.revert(p.recs[:i]))
 			j.viewMu.Unlock()
 			return err
 		}
@@ -47,9 +49,20 @@ func (j *Journal) announce(recs []*record.Record) {
 	for _, r := range recs {
 		if f := j.opts.Changed; f != nil && r.ID != 0 {
 			f(Applied{LSN: r.LSN, ID: r.ID, Dir: r.Dir, Name: r.Name, NewDir: r.NewDir, NewName: r.NewName,
-				Data: r.Kind == record.Write || r.Kind == record.Truncate, Session: r.Session})
+				Data: changesData(r), Session: r.Session})
 		}
 	}
+}
+
+// changesData reports whether a record changes content or size of its file.
+func changesData(r *record.Record) bool {
+	switch r.Kind {
+	case record.Write, record.Truncate:
+		return true
+	case record.Allocate:
+		return r.NewSize != r.OldSize
+	}
+	return false
 }
 
 // unchanged compares a file with what its plan saw, where bytes are about to be destroyed.
@@ -99,6 +112,8 @@ func (j *Journal) applyRecord(r *record.Record, data []byte) error {
 		err = j.applyTruncate(r)
 	case record.Write:
 		err = j.applyWrite(r, data)
+	case record.Allocate:
+		err = j.applyAllocate(r)
 	default:
 		return nil
 	}
@@ -137,8 +152,10 @@ func (j *Journal) countGrave(r *record.Record, id proto.FileID, bytes int64) {
 		j.graves.bytes.Add(bytes)
 	case r.Kind == record.Restore && id == r.ID && r.Txn != 0: // a nameless file never counted
 		j.graves.bytes.Add(-bytes)
-	case r.Kind == record.Truncate && r.Flag&record.FlagGraveImage != 0:
-		j.graves.bytes.Add(int64(r.OldSize - r.NewSize))
+	case (r.Kind == record.Truncate || r.Kind == record.Write) && r.Flag&record.FlagGraveImage != 0 && id == r.ID:
+		if img, err := j.tree.grave.Stat(graveName(r.LSN)); err == nil {
+			j.graves.bytes.Add(int64(img.Blocks) * 512)
+		}
 	}
 }
 
@@ -288,6 +305,35 @@ func setAttrs(d vfs.Dir, name string, old, upd record.Attrs) error {
 }
 
 func (j *Journal) applyTruncate(r *record.Record) error {
+	return j.applyContent(r, func(f vfs.File) error { return f.Truncate(int64(r.NewSize)) })
+}
+
+// applyWrite writes the bytes of a record: data where the change still has
+// them, otherwise (transactions) from the record's images, which hold all of them.
+func (j *Journal) applyWrite(r *record.Record, data []byte) error {
+	return j.applyContent(r, func(f vfs.File) error {
+		switch {
+		case r.Flag&record.FlagHole != 0 && (r.Txn != 0 || r.Flag&record.FlagRecovered != 0):
+			return vfs.Zero(f, int64(r.Off), int64(r.Len))
+		case r.Flag&record.FlagHole != 0: // asked for: whether there can be holes is told
+			return f.PunchHole(int64(r.Off), int64(r.Len))
+		case data != nil:
+			_, err := f.WriteAt(data, int64(r.Off))
+			return err
+		}
+		return writeImages(f, r)
+	})
+}
+
+func (j *Journal) applyAllocate(r *record.Record) error {
+	return j.applyContent(r, func(f vfs.File) error {
+		return f.Allocate(int64(r.Off), int64(r.Len), r.NewSize < r.Off+r.Len)
+	})
+}
+
+// applyContent changes the content of a record's file with do, after the copy of
+// what that destroys, if there is one, is in its grave.
+func (j *Journal) applyContent(r *record.Record, do func(vfs.File) error) error {
 	h, err := j.tree.file(r.ID, true)
 	if err != nil {
 		return err
@@ -299,27 +345,10 @@ func (j *Journal) applyTruncate(r *record.Record) error {
 			return err
 		}
 	}
-	if err := h.file.Truncate(int64(r.NewSize)); err != nil {
+	if err := do(h.file); err != nil {
+		err = errors.Join(err, j.revertContent(h.file, r))
+		j.look(r) // no process of the server did this
 		return err
-	}
-	return h.file.Utimes(vfs.OmitTime, int64(mtimeAfter(r)))
-}
-
-// applyWrite writes the bytes of a record: data where the change still has
-// them, otherwise (transactions) from the record's images, which hold all of them.
-func (j *Journal) applyWrite(r *record.Record, data []byte) error {
-	h, err := j.tree.file(r.ID, true)
-	if err != nil {
-		return err
-	}
-	defer h.release()
-	if data != nil {
-		_, err = h.file.WriteAt(data, int64(r.Off))
-	} else {
-		err = writeImages(h.file, r)
-	}
-	if err != nil {
-		return errors.Join(err, revertWrite(h.file, r))
 	}
 	return h.file.Utimes(vfs.OmitTime, int64(mtimeAfter(r)))
 }
@@ -333,77 +362,92 @@ func mtimeAfter(r *record.Record) proto.Time {
 	return r.Time
 }
 
-// revertWrite takes a write back that failed half-way (a full disk): its
-// record will be cancelled, so nothing of it may stay.
-func revertWrite(f vfs.File, r *record.Record) error {
-	pos := uint64(0)
-	for _, p := range r.Pieces {
+// revert takes applied records of a change back, the rest of which cannot be
+// applied: it will be cancelled as a whole.
+func (j *Journal) revert(recs []*record.Record) error {
+	for _, r := range slices.Backward(recs) {
 		var err error
-		switch p.Kind {
-		case record.PieceOver:
-			_, err = f.WriteAt(r.Images[pos:pos+p.Len], int64(p.Off))
-			pos += 2 * p.Len
-		case record.PieceInline:
-			pos += p.Len
+		switch r.Kind {
+		case record.SetAttr:
+			err = j.tree.at(r.ID, func(d vfs.Dir, name string) error { return setAttrs(d, name, r.New, r.Old) })
+		case record.Write, record.Truncate, record.Allocate:
+			var h *handle
+			if h, err = j.tree.file(r.ID, true); err == nil {
+				err = j.revertContent(h.file, r)
+				h.release()
+			}
 		}
-		if p.Kind != record.PieceOver && p.Off < r.OldSize {
-			err = vfs.Zero(f, int64(p.Off), int64(min(p.Len, r.OldSize-p.Off)))
+		if err != nil {
+			return err
+		}
+		j.look(r)
+	}
+	return nil
+}
+
+// revertContent takes a change of content back that was made in part (a full
+// disk) or whole: its record will be cancelled, so nothing of it may stay.
+func (j *Journal) revertContent(f vfs.File, r *record.Record) error {
+	if err := f.Truncate(int64(r.OldSize)); err != nil {
+		return err
+	}
+	for _, b := range rangesBefore(r) {
+		var err error
+		switch to := min(b.to, int64(r.OldSize)); {
+		case b.kind == beforeImage:
+			_, err = f.WriteAt(r.Images[b.img:b.img+b.to-b.from], b.from)
+		case b.kind == beforeGrave:
+			err = j.bringBack(f, r.LSN, b.from, to)
+		case b.from < to:
+			err = vfs.Zero(f, b.from, to-b.from)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if err := f.Truncate(int64(r.OldSize)); err != nil {
-		return err
-	}
 	return f.Utimes(vfs.OmitTime, int64(r.OldMtime))
 }
 
-// writeImages writes the after-images of a Write or Data record.
+// bringBack copies what is in a grave back into the file that it was taken
+// from, and empties the grave.
+func (j *Journal) bringBack(f vfs.File, grave proto.LSN, from, to int64) error {
+	img, err := j.tree.grave.Open(graveName(grave), false)
+	if err != nil {
+		return err
+	}
+	defer img.Close()
+	if err := copyRanges(img, f, from, to); err != nil {
+		return err
+	}
+	return j.tree.grave.Remove(graveName(grave))
+}
+
+// writeImages writes the after-images of a Write or Data record without holes.
 func writeImages(f vfs.File, r *record.Record) error {
-	return eachAfter(r, func(off int64, b []byte, n int64) error {
-		if b == nil {
-			return vfs.Zero(f, off, n)
-		}
+	return eachAfter(r, func(off int64, b []byte) error {
 		_, err := f.WriteAt(b, off)
 		return err
 	})
 }
 
-// eachAfter calls f for the pieces of a Write or Data record whose after-image
-// the record has; b is nil for a range that becomes a hole of n bytes.
-func eachAfter(r *record.Record, f func(off int64, b []byte, n int64) error) error {
+// eachAfter calls f for the pieces of a record whose after-image the record has.
+func eachAfter(r *record.Record, f func(off int64, b []byte) error) error {
 	pos := uint64(0)
-	take := func(n uint64) ([]byte, error) {
-		if pos+n > uint64(len(r.Images)) {
-			return nil, status.Newf(status.Damaged, "apply", "", "record %d has too few image bytes", r.LSN)
-		}
-		pos += n
-		return r.Images[pos-n : pos], nil
-	}
-	hole := r.Flag&record.FlagHole != 0
 	for _, p := range r.Pieces {
 		if p.Kind == record.PieceBlocks {
 			continue
 		}
-		if p.Kind == record.PieceOver {
-			if _, err := take(p.Len); err != nil {
-				return err
-			}
-			if hole {
-				if err := f(int64(p.Off), nil, int64(p.Len)); err != nil {
-					return err
-				}
-				continue
-			}
+		if p.Kind == record.PieceOver { // the before-image
+			pos += p.Len
 		}
-		b, err := take(p.Len)
-		if err != nil {
+		end := pos + p.Len
+		if end > uint64(len(r.Images)) {
+			return status.Newf(status.Damaged, "apply", "", "record %d has too few image bytes", r.LSN)
+		}
+		if err := f(int64(p.Off), r.Images[pos:end]); err != nil {
 			return err
 		}
-		if err := f(int64(p.Off), b, int64(p.Len)); err != nil {
-			return err
-		}
+		pos = end
 	}
 	return nil
 }

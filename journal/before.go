@@ -44,6 +44,9 @@ func rangesBefore(r *record.Record) (out []before) {
 		}
 		return []before{b}
 	case record.Write:
+		if r.Flag&record.FlagGraveImage != 0 {
+			return []before{{from: int64(r.Off), to: int64(r.Off + r.Len), lsn: r.LSN, kind: beforeGrave}}
+		}
 		pos := int64(0)
 		for _, p := range r.Pieces {
 			b := before{from: int64(p.Off), to: int64(p.Off + p.Len), lsn: r.LSN}
@@ -162,7 +165,7 @@ func (b *fileBefore) follow(recs []*record.Record) {
 				}
 				b.xattrs[r.Name] = xattrBefore{r.HasOld, r.OldValue}
 			}
-		case record.Write, record.Truncate:
+		case record.Write, record.Truncate, record.Allocate:
 			b.once(hasMtime, true, func() { b.attrs.Mtime, b.timed = r.OldMtime, r.LSN })
 			if !b.sized && r.OldSize != r.NewSize {
 				b.size, b.sized = r.OldSize, true

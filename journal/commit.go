@@ -117,7 +117,7 @@ func (b *busy) add(r *record.Record) {
 				b.dirMove = r.LSN
 			}
 		}
-	case record.SetAttr, record.Truncate, record.Write, record.Data, record.SetXattr:
+	case record.SetAttr, record.Truncate, record.Write, record.Data, record.Allocate, record.SetXattr:
 		b.files[r.ID] = r.LSN
 	}
 }

@@ -162,7 +162,7 @@ func (s *storm) step() error {
 
 func (s *storm) try() error {
 	r := s.rng
-	switch r.IntN(18) {
+	switch r.IntN(20) {
 	case 0, 1, 2:
 		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeRegular | uint32(r.IntN(0o1000))})
 		if err == nil {
@@ -233,8 +233,24 @@ func (s *storm) try() error {
 			}
 			return err
 		}
+	case 18, 19:
+		if a, ok := s.regular(); ok {
+			return s.allocate(a)
+		}
 	}
 	return nil
+}
+
+func (s *storm) allocate(a proto.Attr) error {
+	r := s.rng
+	modes := []uint32{0, proto.AllocKeepSize, proto.AllocPunchHole | proto.AllocKeepSize, proto.AllocPunchHole | proto.AllocKeepSize,
+		proto.AllocZeroRange, proto.AllocZeroRange | proto.AllocKeepSize}
+	op := &proto.Allocate{ID: a.ID, Mode: modes[r.IntN(len(modes))], Off: uint64(r.IntN(int(a.Size) + 5000)), Len: 1 + uint64(r.IntN(12000))}
+	if r.IntN(2) == 0 {
+		op.Off, op.Len = op.Off/4096*4096, (op.Len+4095)/4096*4096
+	}
+	_, err := s.do(op)
+	return err
 }
 
 func (s *storm) write(a proto.Attr) error {
@@ -305,6 +321,9 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 		}
 	}
 	e, _ := openOn(t, disk)
+	if seed%2 == 0 {
+		e.inlineCut = 5000 // graves for what truncations and holes take away
+	}
 	first := snapshot(t, e.Journal)
 	mu.Lock()
 	states = []shot{first}

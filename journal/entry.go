@@ -114,7 +114,7 @@ type lister struct {
 func visible(r *record.Record) bool {
 	switch r.Kind {
 	case record.Make, record.Link, record.Remove, record.Rename, record.Restore, record.SetAttr,
-		record.Truncate, record.Write, record.SetXattr, record.Label, record.Local, record.Begin:
+		record.Truncate, record.Write, record.Allocate, record.SetXattr, record.Label, record.Local, record.Begin:
 		return true
 	}
 	return false
@@ -289,7 +289,7 @@ func (l *lister) show(r *record.Record) error {
 		Session: r.Session, UID: r.UID, GID: r.GID, PID: r.PID, PGID: r.PGID, Comm: r.Comm,
 		Off: r.Off, Txn: r.Txn, Detail: detail(r), Undone: l.j.hist.undone(r.LSN, r.Txn)}
 	switch r.Kind {
-	case record.Write:
+	case record.Write, record.Allocate:
 		e.Bytes = r.Len
 	case record.Truncate:
 		e.Off, e.Bytes = r.NewSize, r.NewSize
@@ -314,7 +314,7 @@ func (l *lister) show(r *record.Record) error {
 
 var kindNames = map[record.Kind]string{
 	record.Make: "make", record.Link: "link", record.Remove: "remove", record.Rename: "rename", record.Restore: "restore",
-	record.SetAttr: "setattr", record.Truncate: "truncate", record.Write: "write", record.Data: "data",
+	record.SetAttr: "setattr", record.Truncate: "truncate", record.Write: "write", record.Allocate: "allocate", record.Data: "data",
 	record.Synced: "synced", record.Local: "local", record.Adopt: "adopt", record.Result: "result", record.Cancel: "cancel",
 	record.Commit: "commit", record.Label: "label", record.IDs: "ids", record.Boot: "boot", record.Client: "client",
 	record.Session: "session", record.Checkpoint: "checkpoint",
@@ -360,6 +360,10 @@ func detail(r *record.Record) string {
 			return "exchange"
 		case r.Victim != 0:
 			return "replaced " + r.Victim.String()
+		}
+	case record.Allocate:
+		if r.NewSize != r.OldSize {
+			return fmt.Sprintf("size %d, was %d", r.NewSize, r.OldSize)
 		}
 	case record.Truncate:
 		return fmt.Sprintf("size %d, was %d", r.NewSize, r.OldSize)

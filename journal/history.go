@@ -47,7 +47,7 @@ func (h *history) add(r *record.Record) {
 	switch r.Kind {
 	case record.Make, record.Link, record.Restore, record.Remove, record.Rename:
 		h.addNameLocked(r)
-	case record.SetAttr, record.Truncate, record.Write, record.SetXattr, record.Local:
+	case record.SetAttr, record.Truncate, record.Write, record.Allocate, record.SetXattr, record.Local:
 		f := h.fileLocked(r.ID)
 		f.data = insertLSN(f.data, r.LSN)
 	case record.Label:

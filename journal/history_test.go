@@ -84,6 +84,9 @@ func TestPastIsWhatWas(t *testing.T) {
 			disk := vfs.NewMem(seed)
 			e, _ := openOn(t, disk)
 			e.ack = true
+			if seed%2 == 0 {
+				e.inlineCut = 5000
+			}
 			s := newStorm(e, rand.New(rand.NewPCG(seed, 7)))
 			was := map[proto.LSN]map[string]string{}
 			early := map[proto.LSN]*Past{} // used from the beginning: they follow new records

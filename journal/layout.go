@@ -36,8 +36,9 @@ const (
 
 // layout is what a file must contain after the records since the checkpoint.
 type layout struct {
-	size    int64
-	extents []extent // ascending, apart
+	size     int64
+	extents  []extent // ascending, apart
+	reserved []span   // blocks that were allocated, ascending, apart
 }
 
 // put lays a range over what was there.
@@ -93,7 +94,17 @@ func (l *layout) add(r *record.Record) {
 			l.put(extent{from: int64(r.OldSize), to: size, kind: exZero})
 		}
 		l.size = int64(r.NewSize)
+		l.reserved = cutSpan(l.reserved, span{l.size, 1 << 62})
+	case record.Allocate:
+		l.put(extent{from: int64(r.OldSize), to: int64(r.NewSize), kind: exZero})
+		l.size = max(l.size, int64(r.NewSize))
+		l.reserved = addSpan(l.reserved, span{int64(r.Off), int64(r.Off + r.Len)})
 	case record.Write, record.Data:
+		if r.Flag&record.FlagHole != 0 {
+			l.put(extent{from: int64(r.Off), to: int64(r.Off + r.Len), kind: exZero})
+			l.reserved = cutSpan(l.reserved, span{int64(r.Off), int64(r.Off + r.Len)})
+			return
+		}
 		if r.Kind == record.Write {
 			l.put(extent{from: int64(r.OldSize), to: int64(r.Off), kind: exZero})
 		}
@@ -105,9 +116,6 @@ func (l *layout) add(r *record.Record) {
 				e.kind, e.sums = exSums, p.Sums
 			case p.Kind == record.PieceInline:
 				e.kind, e.img = exLogged, pos
-				pos += int64(p.Len)
-			case r.Flag&record.FlagHole != 0:
-				e.kind = exZero
 				pos += int64(p.Len)
 			default:
 				e.kind, e.img = exLogged, pos+int64(p.Len)
@@ -175,17 +183,18 @@ func (r *recovery) gather() *contents {
 				c.xattrs[rec.ID] = map[string]*record.Record{}
 			}
 			c.xattrs[rec.ID][rec.Name] = rec
-		case record.Write, record.Truncate, record.Data, record.Synced:
+		case record.Write, record.Truncate, record.Allocate, record.Data, record.Synced:
 			if c.layouts[rec.ID] == nil {
 				c.layouts[rec.ID] = &layout{size: -1}
 			}
 			l := c.layouts[rec.ID]
 			r.j.lost.follow(rec, l)
-			if l.size < 0 && (rec.Kind == record.Write || rec.Kind == record.Truncate) {
+			changes := rec.Kind != record.Data && rec.Kind != record.Synced
+			if l.size < 0 && changes {
 				l.size = int64(rec.OldSize)
 			}
 			l.add(rec)
-			if rec.Kind == record.Write || rec.Kind == record.Truncate {
+			if changes {
 				mtime(rec.ID, rec.Time)
 			}
 		}
@@ -316,6 +325,12 @@ func (r *recovery) restoreContent(id proto.FileID, l *layout) error {
 			lost, err = checkSums(h.file, e, lost)
 		}
 		if err != nil {
+			return err
+		}
+	}
+	for _, s := range l.reserved {
+		err := h.file.Allocate(s.from, s.to-s.from, true)
+		if c := status.Of(err); c != status.OK && c != status.NoSpace && c != status.Quota && c != status.Unsupported {
 			return err
 		}
 	}

@@ -28,6 +28,8 @@ type core struct {
 	boot uint32
 	cap  int64
 
+	inlineCut int64 // maxInlineCut; less in tests
+
 	// planMu makes plans one after another: who holds it sees a file system and a
 	// table of unapplied records that do not contradict each other.
 	planMu   sync.Mutex
@@ -93,8 +95,8 @@ func open(ctx context.Context, o Options) (*Journal, *Report, error) {
 	j := &Journal{core{
 		opts: o, busy: newBusy(), loose: map[proto.FileID]*loose{}, images: map[proto.FileID]preparedImage{},
 		sessions: map[proto.SessionID]*session{}, lost: lost{}, clients: map[uint32]string{}, clientNo: map[string]uint32{},
-		holds: holds{files: map[proto.FileID]int{}, absent: map[proto.SessionID]struct{}{}},
-		wake:  make(chan struct{}, 1), stop: make(chan struct{}), loopDone: make(chan struct{}),
+		holds: holds{files: map[proto.FileID]int{}, absent: map[proto.SessionID]struct{}{}}, inlineCut: maxInlineCut,
+		wake: make(chan struct{}, 1), stop: make(chan struct{}), loopDone: make(chan struct{}),
 	}}
 	j.queueCond = sync.NewCond(&j.queueMu)
 	report, err := j.start(ctx)

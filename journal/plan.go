@@ -32,6 +32,8 @@ func (j *Journal) planLocked(p *pending) error {
 		return j.planXattr(p, op.ID, op.Name, nil, false, 0)
 	case *proto.Write:
 		return j.planWrite(p, op)
+	case *proto.Allocate:
+		return j.planAllocate(p, op)
 	case *proto.Label:
 		return j.planLabel(p, op)
 	}

@@ -13,8 +13,8 @@ const block = record.BlockSize
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// maxInlineCut is how many bytes a truncation may cut off into the log itself;
-// more are copied into a grave first.
+// maxInlineCut is how many bytes a truncation or a hole may take away into the
+// log itself; more are copied into a grave first.
 const maxInlineCut = 1 << 20
 
 // planTruncate plans a change of size. The bytes cut off are in the record, or
@@ -40,19 +40,14 @@ func (j *Journal) planTruncate(p *pending, id proto.FileID, info vfs.Info, size 
 		}
 		switch {
 		case cut == 0: // a hole: nothing is destroyed
-		case old-size <= maxInlineCut:
+		case old-size <= uint64(j.inlineCut):
 			if r.Images, err = readFull(h.file, int64(size), int64(old-size)); err != nil {
 				return err
 			}
 		default:
-			img, ok := j.images[id]
-			if !ok || img.ctime != info.Ctime || img.from > int64(size) {
-				return needImage{id: id, from: int64(size), to: int64(old)}
+			if err := j.takeImage(r, info, int64(size), int64(old)); err != nil {
+				return err
 			}
-			delete(j.images, id)
-			r.Flag |= record.FlagGraveImage
-			r.Inode = record.Inode(img.ident)
-			r.Grave = proto.LSN(img.no)
 		}
 	}
 	p.ctime = info.Ctime

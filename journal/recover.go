@@ -26,7 +26,7 @@ type recovery struct {
 	made   map[proto.FileID]*record.Record  // Make records
 	places map[vfs.Ident]map[place]bool     // where an inode may be found
 	want   map[vfs.Ident]map[place]bool     // where it belongs
-	owner  map[vfs.Ident]proto.FileID       // 0: bytes that a truncation cut off
+	owner  map[vfs.Ident]proto.FileID       // 0: bytes that a truncation or a hole took away
 	moved  map[proto.FileID]bool            // files whose names changed
 	dirs   map[proto.FileID]map[string]bool // names to look at in each directory
 	opened map[proto.FileID]vfs.Dir         // directories that were found, by number; nil: not on disk
@@ -243,7 +243,7 @@ func (r *recovery) collect() {
 			r.mayBe(vfs.Ident(rec.Inode), place{graveDir, graveName(rec.LSN)})
 		case record.Rename: // on its way through the grave
 			r.mayBe(vfs.Ident(rec.Inode), place{graveDir, graveName(rec.LSN)})
-		case record.Truncate:
+		case record.Truncate, record.Write:
 			if rec.Flag&record.FlagGraveImage != 0 {
 				img, at := vfs.Ident(rec.Inode), place{graveDir, graveName(rec.LSN)}
 				r.mayBe(img, at)

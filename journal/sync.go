@@ -87,10 +87,11 @@ func (j *Journal) looseAdd(r *record.Record) {
 			l.spans, l.syncing = cutSpan(l.spans, c), cutSpan(l.syncing, c)
 		}
 	}
-	if r.Kind == record.Truncate {
-		if r.NewSize < r.OldSize {
-			cut(int64(r.NewSize), 1<<62)
-		}
+	switch {
+	case r.Kind == record.Truncate && r.NewSize < r.OldSize:
+		cut(int64(r.NewSize), 1<<62)
+	case r.Flag&record.FlagHole != 0:
+		cut(int64(r.Off), int64(r.Off+r.Len))
 	}
 	for _, p := range r.Pieces {
 		from, to := int64(p.Off), int64(p.Off+p.Len)
@@ -123,12 +124,14 @@ func (j *Journal) looseCancel(r *record.Record) {
 		}
 		l.spans = addSpan(l.spans, span{int64(from) / block * block, (int64(to) + block - 1) / block * block})
 	}
-	switch r.Kind {
-	case record.Truncate:
+	switch {
+	case r.Kind == record.Truncate:
 		if r.NewSize < r.OldSize {
 			add(r.NewSize, r.OldSize)
 		}
-	case record.Write, record.Data:
+	case r.Flag&record.FlagHole != 0:
+		add(r.Off, r.Off+r.Len)
+	case r.Kind == record.Write, r.Kind == record.Data:
 		for _, p := range r.Pieces {
 			switch {
 			case p.Kind == record.PieceOver || r.Kind == record.Data:
@@ -314,12 +317,12 @@ func (j *Journal) syncUnreachable(id proto.FileID, l *loose) error {
 // serverSubmission is on whose behalf the server's own records are.
 func serverSubmission() *Submission { return &Submission{Change: &proto.Change{}} }
 
-// preparedImage is a durable copy of the bytes that a truncation will cut off.
+// preparedImage is a durable copy of the bytes that a truncation or a hole will destroy.
 type preparedImage struct {
-	no    uint64 // its name in the stage: t<no>
-	ident vfs.Ident
-	from  int64 // the copy holds the bytes from here to the end, at their place
-	ctime int64 // of the file when it was copied
+	no       uint64 // its name in the stage: t<no>
+	ident    vfs.Ident
+	from, to int64 // the bytes that it holds, at their place
+	ctime    int64 // of the file when it was copied
 }
 
 // needImage tells that a plan has to wait until a file's bytes are copied.
@@ -345,7 +348,7 @@ func (j *Journal) prepareImage(n needImage) error {
 		return err
 	}
 	defer h.release()
-	img := preparedImage{no: j.imageNo.Add(1), from: n.from, ctime: info.Ctime}
+	img := preparedImage{no: j.imageNo.Add(1), from: n.from, to: n.to, ctime: info.Ctime}
 	name := imageName(img.no)
 	f, err := j.tree.stage.Create(name, 0o600)
 	if err != nil {
@@ -365,7 +368,7 @@ func (j *Journal) prepareImage(n needImage) error {
 	}
 	if err != nil {
 		_ = j.tree.stage.Remove(name)
-		return fmt.Errorf("keep the bytes that a truncation cuts off: %w", err)
+		return fmt.Errorf("keep the bytes that are taken away: %w", err)
 	}
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
@@ -381,6 +384,11 @@ func copyData(src, dst vfs.File, from, to int64) error {
 	if err := dst.Truncate(to); err != nil {
 		return err
 	}
+	return copyRanges(src, dst, from, to)
+}
+
+// copyRanges copies the data of a range to their place in another file.
+func copyRanges(src, dst vfs.File, from, to int64) error {
 	for from < to {
 		s, e, ok, err := src.NextData(from)
 		if err != nil {

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"slices"
 
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/journal/vfs"
@@ -308,21 +309,54 @@ func (tx *Tx) SetXattr(id proto.FileID, name string, old []byte, hadOld bool, va
 }
 
 // Truncate changes a file's size from old. The bytes cut off, at most
-// proto.MaxIO of them at a time, are read from the file.
+// proto.MaxIO of them at a time, are read from the file; holes cost nothing.
 func (tx *Tx) Truncate(id proto.FileID, old, size uint64) {
-	for tx.err == nil && old != size {
-		next := size
-		if old > size {
-			next = max(size, old-min(old, proto.MaxIO))
+	cut := func(next uint64, image bool) {
+		if tx.err != nil || next == old {
+			return
 		}
 		r := &record.Record{Kind: record.Truncate, ID: id, OldSize: old, NewSize: next, OldMtime: tx.mtime(id)}
-		if next < old {
+		if image {
 			r.Images = tx.read(id, next, old-next)
 		}
 		tx.emit(r)
 		tx.touched(id, r)
 		old = next
 	}
+	if size < old {
+		for _, s := range slices.Backward(tx.data(id, size, old)) {
+			cut(uint64(s.to), false)
+			for from := uint64(s.from); from < old; {
+				cut(max(from, old-min(old, proto.MaxIO)), true)
+			}
+		}
+	}
+	cut(size, false)
+}
+
+// data lists where a file has data in a range now.
+func (tx *Tx) data(id proto.FileID, from, to uint64) (out []span) {
+	if tx.err != nil || tx.made[id] != nil {
+		return nil
+	}
+	h, err := tx.j.tree.file(id, false)
+	if err != nil {
+		tx.err = err
+		return nil
+	}
+	defer h.release()
+	for pos := int64(from); pos < int64(to); {
+		s, e, ok, err := h.file.NextData(pos)
+		if err != nil {
+			tx.err = err
+		}
+		if err != nil || !ok || s >= int64(to) {
+			return out
+		}
+		pos = min(e, int64(to))
+		out = addSpan(out, span{s, pos})
+	}
+	return out
 }
 
 // Write puts bytes over and beyond what a file of a size contains, at most

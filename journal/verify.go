@@ -76,7 +76,7 @@ func (j *Journal) verifyFile(id proto.FileID) (problems []string) {
 func (j *Journal) verifyImages(ctx context.Context) (problems []string, err error) {
 	var cuts []*record.Record
 	err = j.log.Scan(j.oldest(), false, func(r *record.Record) error {
-		if r.Kind == record.Truncate && r.Flag&record.FlagGraveImage != 0 {
+		if (r.Kind == record.Truncate || r.Kind == record.Write) && r.Flag&record.FlagGraveImage != 0 {
 			cuts = append(cuts, r)
 		}
 		return ctx.Err()
@@ -90,7 +90,7 @@ func (j *Journal) verifyImages(ctx context.Context) (problems []string, err erro
 			continue
 		}
 		if _, e := j.tree.grave.Stat(graveName(r.LSN)); e != nil && r.LSN >= j.oldest() {
-			problems = append(problems, fmt.Sprintf("bytes that record %d cut off: %v", r.LSN, e))
+			problems = append(problems, fmt.Sprintf("bytes that record %d took away: %v", r.LSN, e))
 		}
 	}
 	return problems, err

@@ -94,6 +94,24 @@ func (f *File) Size() int64 {
 func (f *File) Own(attr proto.Attr, upto proto.Seq) {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
+	f.ownLocked(attr, upto)
+}
+
+// Replaced is Own for a change of this session's that gave the bytes from off to
+// end values that nobody here knows (fallocate, a copy at the server): their pages are dropped.
+func (f *File) Replaced(attr proto.Attr, upto proto.Seq, off, end int64) {
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	f.drops++
+	for no, p := range f.pages {
+		if start := f.c.size.Start(no); start < end && off < start+int64(f.c.size) {
+			p.dropLocked()
+		}
+	}
+	f.ownLocked(attr, upto)
+}
+
+func (f *File) ownLocked(attr proto.Attr, upto proto.Seq) {
 	if f.epoch == f.src.epoch { // otherwise a change by others before this one may have been missed
 		f.own = max(f.own, attr.Change)
 	}

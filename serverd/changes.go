@@ -164,6 +164,10 @@ func contentOf(op proto.Op) proto.FileID {
 	switch op := op.(type) {
 	case *proto.Write:
 		return op.ID
+	case *proto.Allocate:
+		return op.ID
+	case *proto.Copy:
+		return op.ID
 	case *proto.SetAttr:
 		if op.Mask&proto.SetSize != 0 {
 			return op.ID

@@ -83,7 +83,8 @@ const (
 const BlockSize = 4096
 
 // Piece is a part of a Write or Data record. Pieces are in ascending order,
-// do not overlap and cover the record's range.
+// do not overlap and cover the record's range; with FlagHole they are the data
+// that was in it.
 type Piece struct {
 	Kind PieceKind
 	Off  uint64
@@ -119,7 +120,7 @@ type Record struct {
 	Victim  proto.FileID
 	Grave   proto.LSN // name of the grave that it takes from
 
-	Inode Inode // Make, Adopt, Restore, Truncate with FlagGraveImage: identity of ID's inode
+	Inode Inode // Make, Adopt, Restore: identity of ID's inode; with FlagGraveImage: of the grave's
 
 	// Directory times before: Dir's and NewDir's mtime; Write, Truncate: ID's mtime.
 	OldMtime    proto.Time

@@ -237,6 +237,12 @@ func (e *engine) restoreContent(id proto.FileID, then *proto.Attr) (bool, error)
 			if err := e.ctx.Err(); err != nil {
 				return false, err
 			}
+			if from, err = e.skipHoles(id, from, to); err != nil {
+				return false, err
+			}
+			if from == to {
+				break
+			}
 			if err := c.compare(from, min(from+proto.MaxIO, to), int64(min(now.Size, then.Size))); err != nil {
 				return false, err
 			}
@@ -257,6 +263,27 @@ func (e *engine) restoreContent(id proto.FileID, then *proto.Attr) (bool, error)
 	e.step(proto.PlanStep{Action: "content", Path: path,
 		Detail: fmt.Sprintf("%d bytes; size %d, now %d", c.moved, then.Size, now.Size)})
 	return true, nil
+}
+
+// skipHoles returns where at or after pos, the beginning of a block, the first
+// block begins in which a file has or had data; to where there is none before it.
+func (e *engine) skipHoles(id proto.FileID, pos, to int64) (int64, error) {
+	then, _, was, err := e.past.NextData(id, pos)
+	if err != nil {
+		return 0, err
+	}
+	now, _, is, err := e.j.NextData(id, pos)
+	if err != nil {
+		return 0, err
+	}
+	next := to
+	if was {
+		next = min(next, then/block*block)
+	}
+	if is {
+		next = min(next, now/block*block)
+	}
+	return next, nil
 }
 
 // compare brings a range back that begins with a block. Up to size the file has bytes now.
@@ -321,6 +348,14 @@ func (e *engine) fillCopy(orig, id proto.FileID) error {
 			if err := e.ctx.Err(); err != nil {
 				return err
 			}
+			next, _, ok, err := e.past.NextData(orig, off)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				break
+			}
+			off = next / block * block
 			b := buf[:min(int64(len(buf)), int64(a.Size)-off)]
 			if err := readFull(e.past, orig, b, off); err != nil {
 				return err

@@ -237,7 +237,7 @@ func (s *storm) any() proto.FileID {
 func (s *storm) step() {
 	r := s.rng
 	var op proto.Op
-	switch r.IntN(12) {
+	switch r.IntN(14) {
 	case 0, 1:
 		op = &proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeRegular | uint32(r.IntN(0o1000))}
 	case 2:
@@ -262,6 +262,9 @@ func (s *storm) step() {
 			op = &proto.SetAttr{ID: s.any(), Mask: proto.SetMode | proto.SetMtime | proto.SetUID, Mode: uint32(r.IntN(0o1000)),
 				Mtime: proto.Time(r.IntN(1 << 40)), UID: uint32(r.IntN(3))}
 		}
+	case 12, 13:
+		modes := []uint32{0, proto.AllocKeepSize, proto.AllocPunchHole | proto.AllocKeepSize, proto.AllocZeroRange}
+		op = &proto.Allocate{ID: s.any(), Mode: modes[r.IntN(4)], Off: uint64(r.IntN(12000)), Len: uint64(1 + r.IntN(9000))}
 	}
 	_, err := s.do(op)
 	switch status.Of(err) {

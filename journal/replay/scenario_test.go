@@ -281,6 +281,34 @@ func TestUndo(t *testing.T) {
 			want: func(t *testing.T, e *export) { require.Equal(t, "012345YY89", e.content("a")) },
 		},
 		{
+			name: "an allocation, which gives the size back",
+			do: func(e *export) []proto.LSN {
+				id := e.write("a", "0123456789")
+				return []proto.LSN{e.must(&proto.Allocate{ID: id, Off: 5, Len: 9000}).LSN}
+			},
+			want: func(t *testing.T, e *export) { require.Equal(t, "0123456789", e.content("a")) },
+		},
+		{
+			name: "an allocation of a file written to since",
+			do: func(e *export) []proto.LSN {
+				id := e.write("a", "0123456789")
+				lsn := e.must(&proto.Allocate{ID: id, Len: 9000}).LSN
+				e.must(&proto.Write{ID: id, Off: 3, Data: []byte("YY")})
+				return []proto.LSN{lsn}
+			},
+			want: func(t *testing.T, e *export) { require.Equal(t, "012YY56789", e.content("a")) },
+		},
+		{
+			name: "a hole that was written into",
+			do: func(e *export) []proto.LSN {
+				id := e.write("a", "0123456789")
+				lsn := e.must(&proto.Allocate{ID: id, Mode: proto.AllocPunchHole | proto.AllocKeepSize, Off: 2, Len: 3}).LSN
+				e.must(&proto.Write{ID: id, Off: 4, Data: []byte("YY")})
+				return []proto.LSN{lsn}
+			},
+			conflict: "conflict a",
+		},
+		{
 			name: "an overwrite that was overwritten",
 			do: func(e *export) []proto.LSN {
 				id := e.write("a", "0123456789")
@@ -603,4 +631,40 @@ func TestNothingIsMadeBelowARemovedTree(t *testing.T) {
 	_, err := e.do(&proto.Make{Dir: below, Name: "f", Mode: proto.ModeRegular})
 	require.Equal(t, status.NotFound, status.Of(err))
 	require.Empty(t, e.look()["/d"])
+}
+
+// What is taken back of a file of a terabyte of holes costs what there are data.
+func TestUndoInASparseFile(t *testing.T) {
+	const far = 1 << 40
+	for name, op := range map[string]func(id proto.FileID) proto.Op{
+		"a hole": func(id proto.FileID) proto.Op {
+			return &proto.Allocate{ID: id, Mode: proto.AllocPunchHole | proto.AllocKeepSize, Off: 3, Len: far}
+		},
+		"a truncation": func(id proto.FileID) proto.Op {
+			return &proto.SetAttr{ID: id, Mask: proto.SetSize, Size: 1}
+		},
+		"a removal of its end": func(id proto.FileID) proto.Op {
+			return &proto.Write{ID: id, Off: 2 * far, Data: []byte("farther")}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := openExport(t, vfs.NewMem(1))
+			id := e.write("a", "0123456789")
+			e.must(&proto.Write{ID: id, Off: far, Data: []byte("far")})
+			e.later()
+			lsn := e.must(op(id)).LSN
+			before := e.Last()
+			e.must(&proto.Undo{LSNs: []proto.LSN{lsn}})
+			require.Less(t, e.Last()-before, proto.LSN(20))
+			got := make([]byte, 10)
+			_, err := e.ReadAt(id, got, 0)
+			require.NoError(t, err)
+			require.Equal(t, "0123456789", string(got))
+			_, err = e.ReadAt(id, got[:3], far)
+			require.NoError(t, err)
+			require.Equal(t, "far", string(got[:3]))
+			require.EqualValues(t, far+3, e.find("a").Size)
+			require.NoError(t, e.Close())
+		})
+	}
 }

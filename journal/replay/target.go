@@ -31,7 +31,7 @@ func (t *target) has(lsn proto.LSN) bool {
 func changes(r *record.Record) bool {
 	switch r.Kind {
 	case record.Make, record.Link, record.Remove, record.Rename, record.Restore,
-		record.SetAttr, record.Truncate, record.Write, record.SetXattr:
+		record.SetAttr, record.Truncate, record.Write, record.Allocate, record.SetXattr:
 		return true
 	}
 	return false

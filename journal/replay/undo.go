@@ -34,7 +34,7 @@ func (u *undo) run() error {
 	u.gone, u.first = map[proto.FileID]bool{}, map[place]proto.LSN{}
 	for _, r := range u.set.recs {
 		switch r.Kind {
-		case record.SetAttr, record.Truncate, record.Write, record.SetXattr:
+		case record.SetAttr, record.Truncate, record.Write, record.Allocate, record.SetXattr:
 			files[r.ID] = true
 			continue
 		case record.Make:
@@ -378,9 +378,12 @@ func (t *touches) add(r *record.Record) {
 			t.xattrs = map[string]bool{}
 		}
 		t.xattrs[r.Name] = true
-	case record.Write, record.Truncate:
+	case record.Write, record.Truncate, record.Allocate:
 		t.size = t.size || r.OldSize != r.NewSize
 		s := spanOf(r)
+		if s.from == s.to {
+			return
+		}
 		if n := len(t.ranges); n > 0 && t.ranges[n-1].from <= s.from && s.from <= t.ranges[n-1].to {
 			t.ranges[n-1].to = max(t.ranges[n-1].to, s.to)
 			return
@@ -406,17 +409,21 @@ func (t *touches) meets(r *record.Record) bool {
 		return t.xattrs[r.Name]
 	case record.Local:
 		return t.size || len(t.ranges) > 0
-	case record.Write, record.Truncate:
+	case record.Write, record.Truncate, record.Allocate:
 		if t.size && r.OldSize != r.NewSize {
 			return true
 		}
 		s := spanOf(r)
-		return slices.ContainsFunc(t.ranges, func(x span) bool { return x.from < s.to && s.from < x.to })
+		return s.from < s.to && slices.ContainsFunc(t.ranges, func(x span) bool { return x.from < s.to && s.from < x.to })
 	}
 	return false
 }
 
 // timeChanges reports whether a record changes a file's time of modification.
 func timeChanges(r *record.Record) bool {
-	return r.Kind == record.Write || r.Kind == record.Truncate || r.Kind == record.SetAttr && r.Old.Mtime != r.New.Mtime
+	switch r.Kind {
+	case record.Write, record.Truncate, record.Allocate:
+		return true
+	}
+	return r.Kind == record.SetAttr && r.Old.Mtime != r.New.Mtime
 }
