@@ -161,7 +161,8 @@ func (j *Journal) newAttrs(s *Submission, pa *parent, op *proto.Make) (record.At
 		}
 		mode = proto.ModeSymlink | 0o777
 	case proto.ModeChar, proto.ModeBlock:
-		if !s.Trusted || s.Ident.UID != 0 {
+		whiteout := mode&proto.ModeType == proto.ModeChar && op.Rdev == 0 // overlayfs marks a removed name so; it opens nothing
+		if !whiteout && (!s.Trusted || s.Ident.UID != 0) {
 			return record.Attrs{}, status.NotOwner
 		}
 	default:

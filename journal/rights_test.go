@@ -8,6 +8,7 @@ import (
 
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
 )
 
 // as does an operation for somebody who is not root.
@@ -31,6 +32,22 @@ func TestMakeKeepsSetgidWithoutExecution(t *testing.T) {
 		require.Equal(t, want, a.Mode&proto.ModePerm, "made with %o", mode)
 		require.Zero(t, a.GID)
 		e.must(&proto.Remove{Dir: d, Name: "f"})
+	}
+	require.NoError(t, e.Close())
+}
+
+// A device that is none may be made by anybody, as with Linux; others by root alone.
+func TestMakeDevices(t *testing.T) {
+	e, _ := openOn(t, vfs.NewMem(1))
+	d := e.make(proto.RootID, "d", proto.ModeDir|0o777)
+	_, err := e.as(somebody, &proto.Make{Dir: d, Name: "whiteout", Mode: proto.ModeChar | 0o600})
+	require.NoError(t, err)
+	for _, op := range []*proto.Make{{Mode: proto.ModeChar, Rdev: 1<<8 | 3}, {Mode: proto.ModeBlock}, {Mode: proto.ModeBlock, Rdev: 7 << 8}} {
+		op.Dir, op.Name = d, "device"
+		_, err := e.as(somebody, op)
+		require.ErrorIs(t, err, status.NotOwner, "%+v", op)
+		e.must(op)
+		e.must(&proto.Remove{Dir: d, Name: "device"})
 	}
 	require.NoError(t, e.Close())
 }
