@@ -34,7 +34,7 @@ accept: build ## the long runs: big trees, crashes, cuts (half an hour; needs ro
 	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h ./cmd/internal/e2e
 
 differential: build ## random programs on mounts and on ext4, compared; CAGE_DIFF_TIME (1h), CAGE_SEED, CAGE_DIFF_PROGRAM
-	CAGE_DIFF_TIME=$${CAGE_DIFF_TIME:-1h} $(GO) test -count=1 -v -timeout 0 -run 'TestDifferential$$' ./cmd/internal/e2e
+	CAGE_DIFF_TIME=$${CAGE_DIFF_TIME:-1h} $(GO) test -count=1 -v -timeout 0 -run "$$([ "$$CAGE_DIFF_PROGRAM" ] && echo TestPrograms || echo TestDifferential)" ./cmd/internal/e2e
 
 demo: build ## a server and a mount on this machine, step by step (under a minute)
 	@bash cmd/internal/demo/demo.sh bin

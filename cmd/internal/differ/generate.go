@@ -315,7 +315,7 @@ func (g *generator) length() int64 {
 func (g *generator) openStep() Step {
 	s := Step{Op: "open", Slot: g.slot(), At: g.dirSlot(), Flags: pick(g, []int{unix.O_RDONLY, unix.O_WRONLY, unix.O_RDWR, unix.O_RDWR, unix.O_RDWR})}
 	got := file
-	switch g.IntN(9) {
+	switch g.IntN(10) {
 	case 0, 1, 2:
 		s.Flags |= unix.O_CREAT
 		s.Path, s.Mode = g.newPath(file), g.fileMode()
@@ -327,6 +327,9 @@ func (g *generator) openStep() Step {
 	case 4:
 		s.Flags |= unix.O_CREAT
 		s.Path, s.Mode = g.path(file), g.fileMode()
+	case 5:
+		s.Flags |= unix.O_TMPFILE
+		s.Path, s.Mode = g.path(dir), g.fileMode()
 	default:
 		s.Path = g.path(file)
 	}

@@ -13,22 +13,36 @@ import (
 	"cagefs.dev/cage/cmd/internal/differ"
 )
 
+// TestPrograms runs the programs in testdata, each of which has once shown a
+// difference, or the one in the file that CAGE_DIFF_PROGRAM names.
+func TestPrograms(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.program")
+	require.NoError(t, err)
+	if f := os.Getenv("CAGE_DIFF_PROGRAM"); f != "" {
+		files, err = filepath.Glob(f)
+		require.NoError(t, err)
+	}
+	require.NotEmpty(t, files)
+	a := newArena(t)
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			p, err := differ.Parse(string(text))
+			require.NoError(t, err)
+			d, err := a.run(p)
+			require.NoError(t, err)
+			require.Nil(t, d, "%v", d)
+		})
+	}
+}
+
 // TestDifferential runs random programs of several users on mounts and on
 // ext4 itself: what Cage exports it must not change. CAGE_DIFF_TIME says how
-// long, CAGE_SEED where it begins; the program of a failure is printed as text,
-// and run again from a file that CAGE_DIFF_PROGRAM names.
+// long, CAGE_SEED where it begins; the program of a failure is printed as text
+// for TestPrograms.
 func TestDifferential(t *testing.T) {
 	a := newArena(t)
-	if file := os.Getenv("CAGE_DIFF_PROGRAM"); file != "" {
-		text, err := os.ReadFile(file)
-		require.NoError(t, err)
-		p, err := differ.Parse(string(text))
-		require.NoError(t, err, file)
-		d, err := a.run(p)
-		require.NoError(t, err)
-		require.Nil(t, d, "%v", d)
-		return
-	}
 	long := 20 * time.Second
 	if accept {
 		long = 10 * time.Minute

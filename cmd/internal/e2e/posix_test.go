@@ -18,7 +18,7 @@ var notOurs = map[string]string{
 }
 
 // missing are tests of what a mount cannot do yet.
-var missing = []string{"Fallocate", "FallocateKeepSize", "Tmpfile"}
+var missing = []string{"Fallocate", "FallocateKeepSize"}
 
 // TestPosix runs what go-fuse's authors ask of a file system on a mount. A test
 // that skips itself, because it finds something unsupported, has failed.
