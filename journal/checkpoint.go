@@ -369,6 +369,15 @@ func (j *Journal) checkHome(ck *checkpointData) error {
 	if self.Ident != ck.cage || st.ID != ck.fs {
 		return status.Newf(status.Conflict, "open journal", DirName, "this journal was copied from another place; move %s away to begin a new one", DirName)
 	}
+	root, err := j.tree.root.StatSelf()
+	if err != nil {
+		return err
+	}
+	for _, n := range ck.nodes {
+		if n.id == proto.RootID && n.ident != root.Ident {
+			return status.Newf(status.Conflict, "open journal", DirName, "this is the journal of another directory")
+		}
+	}
 	return nil
 }
 

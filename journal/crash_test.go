@@ -310,6 +310,9 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	cutRng := rand.New(rand.NewPCG(seed, 2))
 	disk := vfs.NewMem(seed)
+	if seed%3 == 0 {
+		parted(t, disk)
+	}
 	var mu sync.Mutex // checkpoints sync beside the operations
 	var cuts []cut
 	var states []shot // after each operation
@@ -370,7 +373,7 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 func checkCut(t *testing.T, c cut, states []shot) string {
 	again := c.disk.Clone()
 	var problem string
-	j, rep, err := Open(context.Background(), Options{FS: c.disk, SegmentSize: 256 << 10, HistoryCap: 1 << 40})
+	j, rep, err := Open(context.Background(), optionsOn(c.disk, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40}))
 	if err != nil {
 		return err.Error()
 	}
@@ -428,7 +431,7 @@ func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Repor
 			second = disk.Crash(rng)
 		}
 	}
-	j, _, err := Open(context.Background(), Options{FS: disk, SegmentSize: 256 << 10, HistoryCap: 1 << 40})
+	j, _, err := Open(context.Background(), optionsOn(disk, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40}))
 	if err != nil {
 		return err.Error()
 	}
@@ -438,7 +441,7 @@ func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Repor
 	if err := j.Close(); err != nil || second == nil {
 		return ""
 	}
-	j, rep2, err := Open(context.Background(), Options{FS: second, SegmentSize: 256 << 10, HistoryCap: 1 << 40})
+	j, rep2, err := Open(context.Background(), optionsOn(second, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40}))
 	if err != nil {
 		return "after a cut in recovery: " + err.Error()
 	}

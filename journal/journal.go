@@ -30,6 +30,8 @@ const DirName = ".cage"
 // Options of a journal.
 type Options struct {
 	FS              vfs.FS            // the export; Close leaves it open
+	Home            vfs.FS            // the journal's directory, on the same file system; nil: DirName in the export. Close leaves it open
+	HomePath        string            // its absolute path, for the link in the export (home.go)
 	SegmentSize     int64             // of the log; 0: by the size of the file system, at most 64 MiB
 	CheckpointBytes int64             // of the log between checkpoints; 0: 128 MiB
 	HistoryCap      int64             // bytes of log and graves above which the oldest history goes; 0: a fifth of the file system

@@ -115,11 +115,14 @@ func open(ctx context.Context, o Options) (*Journal, *Report, error) {
 
 // start opens the directories, the checkpoint and the log, and recovers.
 func (j *Journal) start(ctx context.Context) (*Report, error) {
-	if err := j.openTree(); err != nil {
+	if err := j.openRoots(); err != nil {
 		return nil, err
 	}
 	ck, err := j.loadCheckpoint()
 	if err != nil {
+		return nil, err
+	}
+	if err := j.openTree(); err != nil {
 		return nil, err
 	}
 	st, err := j.opts.FS.StatFS()
@@ -152,15 +155,15 @@ func (j *Journal) start(ctx context.Context) (*Report, error) {
 	return j.recover(ctx, ck)
 }
 
-// openTree opens the export and the journal's directories, making them on first use.
-func (j *Journal) openTree() error {
+// openRoots opens the export and the journal's directory, and locks it.
+func (j *Journal) openRoots() error {
 	root, err := j.opts.FS.Root()
 	if err != nil {
 		return err
 	}
 	t := &tree{table: newTable(), root: root, handles: map[handleKey]*list.Element{}}
 	j.tree = t
-	if t.cage, err = subdir(root, DirName, j.opts.ReadOnly); err != nil {
+	if t.cage, err = j.openHome(root); err != nil {
 		return status.Wrap(err, "open journal", DirName)
 	}
 	if !j.opts.ReadOnly {
@@ -168,6 +171,18 @@ func (j *Journal) openTree() error {
 			return status.Newf(status.Busy, "open journal", DirName, "another server has this export")
 		} else if err != nil {
 			return status.Wrap(err, "lock", DirName)
+		}
+	}
+	return nil
+}
+
+// openTree opens what is in the journal's directory, which is this export's,
+// making it on first use.
+func (j *Journal) openTree() (err error) {
+	t, root := j.tree, j.tree.root
+	if !j.opts.ReadOnly {
+		if err := j.linkHome(); err != nil {
+			return status.Wrap(err, "open journal", DirName)
 		}
 	}
 	for name, d := range map[string]*vfs.Dir{"grave": &t.grave, "stage": &t.stage} {

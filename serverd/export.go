@@ -24,6 +24,7 @@ var exportName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]*$`)
 // (nested or the same).
 func CheckExports(exports []Spec) error {
 	chains := make([][]fileKey, len(exports))
+	journals := make([][]fileKey, len(exports))
 	names := make(map[string]bool)
 	for i, e := range exports {
 		if len(e.Name) > maxExportName || !exportName.MatchString(e.Name) {
@@ -43,9 +44,41 @@ func CheckExports(exports []Spec) error {
 				return err
 			}
 		}
+		if e.Journal == "" {
+			continue
+		}
+		if journals[i], err = ancestry(e.Journal); err != nil {
+			return status.Newf(status.Of(err), "export", e.Name, "its journal's directory cannot be opened: %w", err)
+		}
+	}
+	return checkJournals(exports, chains, journals)
+}
+
+// checkJournals refuses a journal's directory that is, holds or lies in an
+// export or another journal.
+func checkJournals(exports []Spec, chains, journals [][]fileKey) error {
+	for i, e := range exports {
+		if e.Journal == "" {
+			continue
+		}
+		for k, other := range exports {
+			what, dir := "", ""
+			switch {
+			case touching(journals[i], chains[k]):
+				what, dir = "export "+other.Name, other.Dir
+			case k != i && other.Journal != "" && touching(journals[i], journals[k]):
+				what, dir = "the journal of "+other.Name, other.Journal
+			default:
+				continue
+			}
+			return status.Newf(status.Conflict, "export", e.Name, "its journal's directory %s and %s, %s, must not lie in one another", e.Journal, what, dir)
+		}
 	}
 	return nil
 }
+
+// touching reports whether two directories are one, or one lies in the other.
+func touching(a, b []fileKey) bool { return within(a, b[0]) || within(b, a[0]) }
 
 func dirError(e Spec, err error) error {
 	what := "cannot be opened"

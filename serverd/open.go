@@ -17,6 +17,7 @@ type Spec struct {
 	Name     string
 	Dir      string // must exist
 	ReadOnly bool
+	Journal  string // absolute path of its journal's directory; "": in Dir
 	// HistoryCap is journal.Options.HistoryCap.
 	HistoryCap int64
 }
@@ -25,7 +26,7 @@ type Spec struct {
 type Exports struct {
 	List    []Export
 	Reports []*journal.Report // what recovery did, in the same order
-	fs      []vfs.FS
+	close   []func() error    // of the file systems
 }
 
 // OpenExports checks what is to be exported (see CheckExports), then opens and
@@ -45,22 +46,34 @@ func OpenExports(ctx context.Context, specs []Spec, log zerolog.Logger) (*Export
 }
 
 func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
-	disk, err := vfs.OS(s.Dir)
+	o, closeDisk, err := locate(s)
 	if err != nil {
 		return err
 	}
 	feed := NewFeed()
-	j, report, err := journal.Open(ctx, journal.Options{
-		FS: disk, HistoryCap: s.HistoryCap, Log: log.With().Str("export", s.Name).Logger(), Changed: feed.Publish,
-	})
+	o.HistoryCap, o.Log, o.Changed = s.HistoryCap, log.With().Str("export", s.Name).Logger(), feed.Publish
+	j, report, err := journal.Open(ctx, o)
 	if err != nil {
-		disk.Close()
+		closeDisk()
 		return err
 	}
-	x.fs = append(x.fs, disk)
+	x.close = append(x.close, closeDisk)
 	x.Reports = append(x.Reports, report)
 	x.List = append(x.List, Export{Name: s.Name, Dir: s.Dir, ReadOnly: s.ReadOnly, Journal: j, Feed: feed})
 	return nil
+}
+
+// locate opens the directories of an export. Where the journal is elsewhere must be said: a
+// link in the export alone is not enough to serve.
+func locate(s Spec) (journal.Options, func() error, error) {
+	if s.Journal != "" {
+		return journal.Locate(s.Dir, s.Journal)
+	}
+	disk, err := vfs.OS(s.Dir)
+	if err != nil {
+		return journal.Options{}, nil, err
+	}
+	return journal.Options{FS: disk}, disk.Close, nil
 }
 
 // Close closes the journals, in an orderly stop, and the directories. Idempotent.
@@ -70,10 +83,10 @@ func (x *Exports) Close() error {
 		if err := e.Journal.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("close export %s: %w", e.Name, err))
 		}
-		if err := x.fs[i].Close(); err != nil {
+		if err := x.close[i](); err != nil {
 			errs = append(errs, fmt.Errorf("close export %s: %w", e.Name, err))
 		}
 	}
-	x.List, x.fs = nil, nil
+	x.List, x.close = nil, nil
 	return errors.Join(errs...)
 }

@@ -218,23 +218,32 @@ func TestCheckExports(t *testing.T) {
 	file := filepath.Join(dir, "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o644))
 	upper := filepath.Join(dir, "sub")
+	spare := filepath.Join(dir, "spare")
+	require.NoError(t, os.Mkdir(spare, 0o755))
 	for name, c := range map[string]struct {
 		specs []Spec
 		code  status.Code
 		text  string
 	}{
-		"two side by side": {specs: []Spec{{Name: "a", Dir: upper}, {Name: "b", Dir: beside}}},
-		"nested":           {specs: []Spec{{Name: "a", Dir: upper}, {Name: "b", Dir: sub}}, code: status.Conflict, text: "lies in"},
-		"nested, upwards":  {specs: []Spec{{Name: "a", Dir: sub}, {Name: "b", Dir: upper}}, code: status.Conflict, text: "export a: "},
-		"nested by a link": {specs: []Spec{{Name: "a", Dir: upper}, {Name: "b", Dir: link}}, code: status.Conflict, text: "lies in"},
-		"the same":         {specs: []Spec{{Name: "a", Dir: sub}, {Name: "b", Dir: link}}, code: status.Conflict, text: "already exported as a"},
-		"same name":        {specs: []Spec{{Name: "a", Dir: sub}, {Name: "a", Dir: beside}}, code: status.Usage, text: "twice"},
-		"missing":          {specs: []Spec{{Name: "a", Dir: dir + "/none"}}, code: status.NotFound, text: "does not exist"},
-		"a file":           {specs: []Spec{{Name: "a", Dir: file}}, code: status.NotDir, text: "is not a directory"},
-		"no name":          {specs: []Spec{{Dir: sub}}, code: status.Usage},
-		"slash in name":    {specs: []Spec{{Name: "a/b", Dir: sub}}, code: status.Usage},
-		"at in name":       {specs: []Spec{{Name: "a@1", Dir: sub}}, code: status.Usage},
-		"dots":             {specs: []Spec{{Name: "..", Dir: sub}}, code: status.Usage},
+		"two side by side":            {specs: []Spec{{Name: "a", Dir: upper}, {Name: "b", Dir: beside}}},
+		"nested":                      {specs: []Spec{{Name: "a", Dir: upper}, {Name: "b", Dir: sub}}, code: status.Conflict, text: "lies in"},
+		"nested, upwards":             {specs: []Spec{{Name: "a", Dir: sub}, {Name: "b", Dir: upper}}, code: status.Conflict, text: "export a: "},
+		"nested by a link":            {specs: []Spec{{Name: "a", Dir: upper}, {Name: "b", Dir: link}}, code: status.Conflict, text: "lies in"},
+		"the same":                    {specs: []Spec{{Name: "a", Dir: sub}, {Name: "b", Dir: link}}, code: status.Conflict, text: "already exported as a"},
+		"same name":                   {specs: []Spec{{Name: "a", Dir: sub}, {Name: "a", Dir: beside}}, code: status.Usage, text: "twice"},
+		"missing":                     {specs: []Spec{{Name: "a", Dir: dir + "/none"}}, code: status.NotFound, text: "does not exist"},
+		"a file":                      {specs: []Spec{{Name: "a", Dir: file}}, code: status.NotDir, text: "is not a directory"},
+		"no name":                     {specs: []Spec{{Dir: sub}}, code: status.Usage},
+		"slash in name":               {specs: []Spec{{Name: "a/b", Dir: sub}}, code: status.Usage},
+		"at in name":                  {specs: []Spec{{Name: "a@1", Dir: sub}}, code: status.Usage},
+		"journal elsewhere":           {specs: []Spec{{Name: "a", Dir: sub, Journal: beside}}},
+		"journal in its own export":   {specs: []Spec{{Name: "a", Dir: upper, Journal: sub}}, code: status.Conflict, text: "must not lie in one another"},
+		"journal is the export":       {specs: []Spec{{Name: "a", Dir: sub, Journal: link}}, code: status.Conflict, text: "must not lie in one another"},
+		"journal in another export":   {specs: []Spec{{Name: "a", Dir: beside, Journal: sub}, {Name: "b", Dir: upper}}, code: status.Conflict, text: "export b"},
+		"export in another's journal": {specs: []Spec{{Name: "a", Dir: beside, Journal: upper}, {Name: "b", Dir: sub}}, code: status.Conflict, text: "export b"},
+		"one journal for two":         {specs: []Spec{{Name: "a", Dir: sub, Journal: spare}, {Name: "b", Dir: beside, Journal: spare}}, code: status.Conflict, text: "the journal of b"},
+		"journal missing":             {specs: []Spec{{Name: "a", Dir: sub, Journal: dir + "/none"}}, code: status.NotFound, text: "cannot be opened"},
+		"dots":                        {specs: []Spec{{Name: "..", Dir: sub}}, code: status.Usage},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := CheckExports(c.specs)

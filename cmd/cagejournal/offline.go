@@ -13,7 +13,6 @@ import (
 
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/journal/replay"
-	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -22,7 +21,8 @@ import (
 // offline is an export's history on the server's disk. Whoever may read the
 // directory is asked for no further permission.
 type offline struct {
-	fs  vfs.FS
+	closeDisk func() error
+
 	j   *journal.Journal
 	seq proto.Seq
 	// Session of this process in the journal, 0 until the first change.
@@ -33,16 +33,17 @@ type offline struct {
 // openHistory opens the journal in a directory: to read, also beside a stopped
 // server, or to change, which is status.Busy while a server holds it.
 func openHistory(ctx context.Context, dir string, write bool) (*offline, error) {
-	fs, err := vfs.OS(dir)
+	o, closeDisk, err := journal.Locate(dir, "")
 	if err != nil {
 		return nil, status.Wrap(err, "", dir)
 	}
-	j, _, err := journal.Open(ctx, journal.Options{FS: fs, ReadOnly: !write, Log: zerolog.Nop()})
+	o.ReadOnly, o.Log = !write, zerolog.Nop()
+	j, _, err := journal.Open(ctx, o)
 	if err != nil {
-		fs.Close()
+		closeDisk()
 		return nil, status.Wrap(err, "", dir)
 	}
-	return &offline{fs: fs, j: j}, nil
+	return &offline{closeDisk: closeDisk, j: j}, nil
 }
 
 // reader is what the present and the past have in common.
@@ -184,5 +185,5 @@ func (o *offline) Close(context.Context) error {
 		err = o.j.CloseSession(o.session)
 	}
 	err = errors.Join(err, o.j.Close())
-	return errors.Join(err, o.fs.Close())
+	return errors.Join(err, o.closeDisk())
 }

@@ -11,7 +11,6 @@ import (
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/journal"
-	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/serverd"
 )
@@ -66,12 +65,13 @@ journals know, as serve does when it starts, and tells what was missing or moved
 
 // recoverExport opens an export's journal, which recovers it, and closes it in order.
 func recoverExport(ctx context.Context, dir string, log zerolog.Logger) (*journal.Report, error) {
-	disk, err := vfs.OS(dir)
+	o, closeDisk, err := journal.Locate(dir, "")
 	if err != nil {
 		return nil, err
 	}
-	defer disk.Close()
-	j, report, err := journal.Open(ctx, journal.Options{FS: disk, Log: log.With().Str("dir", dir).Logger()})
+	defer closeDisk()
+	o.Log = log.With().Str("dir", dir).Logger()
+	j, report, err := journal.Open(ctx, o)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 // serveFlags are the flags of serve.
 type serveFlags struct {
 	exports    exportFlag
+	journals   journalFlag
 	listen     string
 	dataPorts  int
 	state      string
@@ -34,10 +35,11 @@ func newServe() *cli.Command {
 	c.Long = `Exports directories until SIGTERM or SIGINT, then finishes what it was asked
 (a second signal ends it at once). Prints one line, "ready HOST:PORT", when
 clients can come; the log goes to stderr. The journal of an export lies in
-DIR/.cage; DIR must exist. The user who starts the server can mount at once.`
+DIR/.cage, or where --journal says; DIR must exist. The user who starts the server can mount at once.`
 	c.Example = "cageserverd serve --export data=/srv/data --export pub=/srv/pub,ro"
 	var f serveFlags
 	c.Flags.Var(&f.exports, "export", "export DIR as NAME, read-only with ,ro; repeatable")
+	c.Flags.Var(&f.journals, "journal", "keep the journal of an export in DIR, on the same file system, not in the export; repeatable")
 	c.Flags.StringVar(&f.listen, "listen", ":"+cli.DefaultPort, "address of the main port; port 0: any")
 	c.Flags.IntVar(&f.dataPorts, "data-ports", 2, "further ports for data, above the main port")
 	c.Flags.StringVar(&f.state, "state", "", "keys and clients (default /var/lib/cage for root, else $XDG_STATE_HOME/cage)")
@@ -59,6 +61,9 @@ DIR/.cage; DIR must exist. The user who starts the server can mount at once.`
 		}
 		if len(f.exports) == 0 {
 			return cli.Usage("serve: nothing to export: use --export NAME=DIR")
+		}
+		if err := f.journals.place(f.exports); err != nil {
+			return err
 		}
 		return serve(ctx, &f, std)
 	}

@@ -320,3 +320,33 @@ func TestAdminSocketIsPrivate(t *testing.T) {
 	require.ErrorContains(t, other(), "ended before it answered", "the kernel lets it connect, the server does not")
 	require.Empty(t, s.admin("sessions"))
 }
+
+// A journal beside its export survives the server, and tools find it.
+func TestJournalBesideTheExport(t *testing.T) {
+	l := newLab(t, "")
+	export, journal := l.mkdir("export"), l.mkdir("journal")
+	require.NoError(t, os.WriteFile(l.path("server.conf"), []byte("# of a test\njournal = data="+journal+"\n"), 0o644))
+	s := l.newServer(export, "--config", l.path("server.conf"))
+	s.start()
+	point := l.mount(s)
+	for range 3 {
+		require.NoError(t, os.WriteFile(filepath.Join(point, "f"), []byte("content"), 0o644))
+	}
+	names, err := os.ReadDir(point)
+	require.NoError(t, err)
+	require.Len(t, names, 1)
+	require.ErrorIs(t, os.Mkdir(filepath.Join(point, ".cage"), 0o755), unix.EPERM)
+	_, err = os.Stat(filepath.Join(point, ".cage"))
+	require.ErrorIs(t, err, unix.ENOENT)
+	l.run("cagefs", "sync", point)
+	s.kill()
+	require.Contains(t, l.run("cageserverd", "recover", export), "after a crash")
+	require.NoError(t, l.verify(export))
+	l.refused(cli.ExitConflict, "say so with --journal", "cageserverd", "serve", "--export", "data="+export, "--listen", s.addr, "--state", l.path("server"))
+	s.start()
+	got, err := os.ReadFile(filepath.Join(point, "f"))
+	require.NoError(t, err)
+	require.Equal(t, "content", string(got))
+	require.NoError(t, os.Remove(filepath.Join(point, "f")))
+	l.umount(point)
+}
