@@ -158,10 +158,11 @@ func binaries(t testing.TB, tags string) string {
 // lab is a place for servers and mounts that know nothing of those elsewhere:
 // it has its own keys, state and control sockets. Set at construction.
 type lab struct {
-	t   testing.TB
-	dir string
-	bin string
-	env []string
+	t    testing.TB
+	dir  string
+	bin  string
+	env  []string
+	user *syscall.Credential // as whom the programs run and to whom the directories belong; nil: who runs the test
 }
 
 // newLab makes a lab with programs built with tags. What is started in it ends with the test.
@@ -204,7 +205,16 @@ func (l *lab) path(elem ...string) string { return filepath.Join(append([]string
 func (l *lab) mkdir(name string) string {
 	l.t.Helper()
 	require.NoError(l.t, os.MkdirAll(l.path(name), 0o755))
+	l.own(l.path(name))
 	return l.path(name)
+}
+
+// own gives something in the lab to its user.
+func (l *lab) own(path string) {
+	l.t.Helper()
+	if l.user != nil {
+		require.NoError(l.t, os.Lchown(path, int(l.user.Uid), int(l.user.Gid)))
+	}
 }
 
 // command prepares one of the three programs. They get a minute.
@@ -213,6 +223,7 @@ func (l *lab) command(prog string, args ...string) *exec.Cmd {
 	l.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, filepath.Join(l.bin, prog), args...)
 	cmd.Env, cmd.Dir = l.env, l.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: l.user}
 	return cmd
 }
 
@@ -310,6 +321,7 @@ func (s *server) launch() (wait func() error) {
 	defer log.Close()
 	s.cmd = exec.Command(filepath.Join(s.lab.bin, "cageserverd"), s.args...)
 	s.cmd.Env, s.cmd.Dir, s.cmd.Stderr = s.lab.env, s.lab.dir, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.lab.user}
 	out, err := s.cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, s.cmd.Start())
@@ -357,6 +369,7 @@ func (l *lab) mountSources(sources []string, flags ...string) string {
 	l.t.Helper()
 	point, err := os.MkdirTemp(l.dir, "mnt.")
 	require.NoError(l.t, err)
+	l.own(point)
 	log := point + ".log"
 	args := append([]string{"mount", "--log-file", log}, flags...)
 	l.run("cagefs", append(append(args, sources...), point)...)
