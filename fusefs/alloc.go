@@ -51,6 +51,58 @@ func (s *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	if err != nil {
 		return s.errors.status("fallocate", err)
 	}
-	f.ino.replaced(&res.Attr, upto, int64(in.Offset), int64(in.Offset+in.Length))
+	s.replaced(f.ino, &res.Attr, upto, in.Offset, in.Length)
 	return fuse.OK
+}
+
+// maxCopy bounds the bytes of one copy_file_range(2): the caller goes on, and may be
+// interrupted in between.
+const maxCopy = 1 << 30
+
+// CopyFileRange implements fuse.RawFileSystem: the server copies. The kernel
+// writes pages of both ranges back before, and drops those of the target after that.
+func (s *fileSystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	from := s.files.borrow(in.FhIn)
+	if from == nil {
+		return 0, fuse.EBADF
+	}
+	defer from.give()
+	to := s.files.borrow(in.FhOut)
+	if to == nil {
+		return 0, fuse.EBADF
+	}
+	defer to.give()
+	if in.Flags != 0 {
+		return 0, fuse.EINVAL
+	}
+	if s.readOnly {
+		return 0, fuse.EROFS
+	}
+	ctx := s.change(cancel, &in.InHeader)
+	defer ctx.end()
+	src, dst := from.it, to.it
+	op := proto.Copy{ID: dst.back.id, Off: in.OffOut, Src: src.back.id, SrcOff: in.OffIn}
+	n := min(in.Len, maxCopy)
+	upto := dst.ino.written()
+	done, last, err := s.session.Copy(ctx, to.who, op, n)
+	if last.Attr.ID != 0 {
+		s.replaced(dst.ino, &last.Attr, upto, in.OffOut, n)
+	}
+	if err != nil {
+		s.notify.put(dst.ino.id, news{failed: true}) // nobody knows how much was copied
+		if done == 0 {
+			return 0, s.errors.status("copy", err)
+		}
+	}
+	return uint32(done), fuse.OK
+}
+
+// replaced takes in that a change of ours has replaced n bytes of a file, which
+// nobody here knows.
+func (s *fileSystem) replaced(ino *inode, a *proto.Attr, upto proto.Seq, off, n uint64) {
+	mode := ino.mode.Load()
+	ino.replaced(a, upto, int64(off), int64(off+n))
+	if mode != a.Mode { // setuid is gone, and the kernel does not know
+		s.notify.put(ino.id, news{change: a.Change})
+	}
 }

@@ -139,7 +139,14 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
 	ino := s.inodes.find(in.NodeId)
-	op := setAttrOp(in, ino)
+	who := s.idents.full(&in.InHeader)
+	if in.Valid&fuse.FATTR_FH != 0 {
+		if h := s.files.borrow(in.Fh); h != nil {
+			who = h.who // ftruncate: permission was checked when the file was opened
+			defer h.give()
+		}
+	}
+	op := setAttrOp(in, ino, who.UID)
 	if op.Mask == 0 {
 		a, err := s.attr(ctx, &in.InHeader, ino)
 		if err != nil {
@@ -147,13 +154,6 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		}
 		s.fillAttr(&out.Attr, &a)
 		return fuse.OK
-	}
-	who := s.idents.full(&in.InHeader)
-	if in.Valid&fuse.FATTR_FH != 0 {
-		if h := s.files.borrow(in.Fh); h != nil {
-			who = h.who // ftruncate: permission was checked when the file was opened
-			defer h.give()
-		}
 	}
 	a, err := s.setAttr(ctx, who, ino, op)
 	if err != nil {
@@ -177,8 +177,9 @@ func (s *fileSystem) setAttr(ctx context.Context, who proto.Ident, ino *inode, o
 
 // setAttrOp translates a request. A change of owner by anybody, and of size by
 // those who lack CAP_FSETID, takes setuid and setgid bits away (the kernel
-// leaves that to us with HANDLE_KILLPRIV_V2).
-func setAttrOp(in *fuse.SetAttrIn, ino *inode) *proto.SetAttr {
+// leaves that to us with HANDLE_KILLPRIV_V2). The server knows that itself where
+// it is not root, uid, on whose behalf the size changes.
+func setAttrOp(in *fuse.SetAttrIn, ino *inode, uid uint32) *proto.SetAttr {
 	op := &proto.SetAttr{
 		ID: ino.id, Mode: in.Mode & proto.ModePerm, UID: in.Uid, GID: in.Gid, Size: in.Size,
 		Atime: joinTime(in.Atime, in.Atimensec), Mtime: joinTime(in.Mtime, in.Mtimensec),
@@ -198,7 +199,7 @@ func setAttrOp(in *fuse.SetAttrIn, ino *inode) *proto.SetAttr {
 	}
 	op.Mask |= timeMask(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, proto.SetAtime, proto.SetAtimeNow)
 	op.Mask |= timeMask(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, proto.SetMtime, proto.SetMtimeNow)
-	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || op.Mask&(proto.SetUID|proto.SetGID) != 0 && !ino.isDir() {
+	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 && uid == 0 || op.Mask&(proto.SetUID|proto.SetGID) != 0 && !ino.isDir() {
 		if mode, kill := withoutSetID(ino.mode.Load()); kill && op.Mask&proto.SetMode == 0 {
 			op.Mask |= proto.SetMode
 			op.Mode = mode

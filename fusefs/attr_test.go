@@ -67,7 +67,7 @@ func TestSetAttrOp(t *testing.T) {
 			ino := &inode{id: 5}
 			ino.mode.Store(tc.mode)
 			tc.want.ID = 5
-			got := setAttrOp(&fuse.SetAttrIn{SetAttrInCommon: tc.in}, ino)
+			got := setAttrOp(&fuse.SetAttrIn{SetAttrInCommon: tc.in}, ino, 0)
 			require.Equal(t, &tc.want, got)
 		})
 	}

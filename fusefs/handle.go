@@ -20,6 +20,7 @@ type backing struct {
 	session *remote.Session
 	header  wire.ReqHeader
 	id      proto.FileID
+	append  bool // what is written goes to the end of the file, wherever that is
 }
 
 var _ pagecache.Backing = (*backing)(nil)
@@ -31,7 +32,7 @@ func (b *backing) ReadAt(ctx context.Context, p []byte, off int64) (int, proto.L
 
 // Log implements pagecache.Backing.
 func (b *backing) Log(ctx context.Context, p []byte, off int64) (proto.Seq, error) {
-	return b.session.Log(ctx, b.header.Ident, &proto.Write{ID: b.id, Off: uint64(off), Data: p})
+	return b.session.Log(ctx, b.header.Ident, &proto.Write{ID: b.id, Off: uint64(off), Append: b.append, Data: p})
 }
 
 // Wait implements pagecache.Backing.
@@ -125,6 +126,7 @@ type openFile struct {
 	ino  *inode
 	file *pagecache.File
 	back *backing
+	ends *backing // back, for what is appended
 }
 
 // fmodeExec is in the flags of an open by execve(2): permission to execute was
@@ -182,7 +184,7 @@ func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 // truncate is what open(2) with O_TRUNC does besides opening.
 func (s *fileSystem) truncate(ctx context.Context, who proto.Ident, ino *inode, a *proto.Attr, kill bool) (proto.Attr, error) {
 	op := &proto.SetAttr{ID: ino.id, Mask: proto.SetSize}
-	if mode, differs := withoutSetID(a.Mode); kill && differs {
+	if mode, differs := withoutSetID(a.Mode); kill && differs && who.UID == 0 { // otherwise the server knows
 		op.Mask |= proto.SetMode
 		op.Mode = mode
 	}
@@ -195,7 +197,9 @@ func (s *fileSystem) truncate(ctx context.Context, who proto.Ident, ino *inode, 
 func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, out *fuse.OpenOut) (kept bool) {
 	ino := s.inodes.open(a.ID)
 	ino.heard(a)
-	f := &openFile{ino: ino, back: &backing{s.session, s.headerOf(who), a.ID}}
+	f := &openFile{ino: ino, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
+	ends := *f.back
+	ends.append, f.ends = true, &ends
 	f.file, kept = s.openPages(f.back, *a, upto)
 	ino.opened(f.file)
 	// Pages that were dropped from the cache because the file had changed go
@@ -305,13 +309,22 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	ctx := s.read(cancel, &in.InHeader) // nothing has happened while it waits for room in the log
 	defer ctx.end()
 	f := h.it
+	killed := false
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := s.killSetID(ctx, h.who, f.ino); err != nil {
+		var err error
+		if killed, err = s.killSetID(ctx, h.who, f.ino); err != nil {
 			return 0, s.errors.status("write", err)
 		}
 	}
-	err := f.file.WriteAt(ctx, f.back, data, int64(in.Offset))
+	back := f.back
+	if in.Flags&syscall.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+		back = f.ends // the kernel only knows where the end was
+	}
+	err := f.file.WriteAt(ctx, back, data, int64(in.Offset))
 	raise(&f.ino.logged, uint64(f.file.Logged()))
+	if killed {
+		s.notify.put(f.ino.id, news{}) // the kernel still has the mode from before
+	}
 	if err == nil {
 		err = s.whenTight(ctx, &in.InHeader, f)
 	}
@@ -342,15 +355,20 @@ func (s *fileSystem) whenTight(ctx context.Context, h *fuse.InHeader, f *openFil
 	return err
 }
 
-// killSetID takes setuid and setgid bits away before somebody without
-// CAP_FSETID writes to the file.
-func (s *fileSystem) killSetID(ctx context.Context, who proto.Ident, ino *inode) error {
+// killSetID reports whether a write by somebody without CAP_FSETID takes setuid
+// and setgid bits away. The server does that with the write itself, unless it
+// was root who opened the file.
+func (s *fileSystem) killSetID(ctx context.Context, who proto.Ident, ino *inode) (killed bool, err error) {
 	mode, differs := withoutSetID(ino.mode.Load())
 	if !differs {
-		return nil
+		return false, nil
 	}
-	_, err := s.setAttr(ctx, who, ino, &proto.SetAttr{ID: ino.id, Mask: proto.SetMode, Mode: mode})
-	return err
+	if who.UID == 0 {
+		_, err = s.setAttr(ctx, who, ino, &proto.SetAttr{ID: ino.id, Mask: proto.SetMode, Mode: mode})
+		return true, err
+	}
+	ino.mode.Store(ino.mode.Load()&proto.ModeType | mode)
+	return true, nil
 }
 
 // Flush implements fuse.RawFileSystem: close(2). It reports what is known to

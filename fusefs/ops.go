@@ -26,12 +26,6 @@ func (s *fileSystem) OnUnmount() {}
 // Access is the kernel's work with default_permissions; ENOSYS: it asks no more.
 func (s *fileSystem) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.ENOSYS }
 
-// CopyFileRange needs an operation of the log that copies at the server.
-// ENOSYS: the kernel reads and writes.
-func (s *fileSystem) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	return 0, fuse.ENOSYS
-}
-
 // Ioctl has nothing to offer yet.
 func (s *fileSystem) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
 	return fuse.Status(syscall.ENOTTY)

@@ -23,8 +23,14 @@ func (j *Journal) applyPending(p *pending) error {
 		return err
 	}
 	for i, r := range p.recs {
-		if err := j.applyRecord(r, p.data); err != nil {
-			err = errors.Join(err, j.revert(p.recs[:i]))
+		do := j.applyRecord
+		if p.append && r.Kind == record.Write && r.Off == p.n {
+			do = j.applyAppend
+		}
+		if err := do(r, p.data); err != nil {
+			if !errors.As(err, new(movedTo)) {
+				err = errors.Join(err, j.revert(p.recs[:i]))
+			}
 			j.viewMu.Unlock()
 			return err
 		}

@@ -298,7 +298,7 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 		num(uint64(id), uint64(s.client), uint64(s.last), uint64(len(s.results)))
 		str(s.key)
 		for seq, r := range s.results {
-			num(uint64(seq), uint64(r.code), uint64(r.lsn), uint64(r.id))
+			num(uint64(seq), uint64(r.code), uint64(r.lsn), uint64(r.id), r.n)
 		}
 	}
 	num(uint64(len(ck.nodes)))
@@ -409,7 +409,7 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 		s.key = d.str()
 		for range results {
 			seq := proto.Seq(d.num())
-			s.results[seq] = result{status.Code(d.num()), proto.LSN(d.num()), proto.FileID(d.num())}
+			s.results[seq] = result{status.Code(d.num()), proto.LSN(d.num()), proto.FileID(d.num()), d.num()}
 		}
 		ck.sessions[id] = s
 	}

@@ -47,7 +47,10 @@ type pending struct {
 	fail  error            // the operation failed: recs is its RESULT
 	id    proto.FileID     // whose attributes answer
 	ctime int64            // of ID at the plan, where bytes are destroyed; 0: not compared
-	data  []byte           // Write: all of its bytes
+	data  []byte           // Write, Copy: all of its bytes
+	n     uint64           // result's N
+	// append: data go to the end of the file, wherever that is.
+	append bool
 }
 
 func (p *pending) last() *record.Record { return p.recs[len(p.recs)-1] }
@@ -407,6 +410,11 @@ func (j *Journal) finish(p *pending) {
 		if err == nil {
 			break
 		}
+		if at := new(movedTo); errors.As(err, at) {
+			if err = j.moved(p, int64(*at)); err == nil {
+				break
+			}
+		}
 		if errors.Is(err, errChanged) && try < 3 {
 			if err = j.replan(p); err == nil {
 				continue
@@ -415,7 +423,7 @@ func (j *Journal) finish(p *pending) {
 		j.cancel(p, err)
 		return
 	}
-	p.res = proto.Result{LSN: p.last().LSN, ID: p.id}
+	p.res = proto.Result{LSN: p.last().LSN, ID: p.id, N: p.n}
 	if a, err := j.attr(p.id); err == nil {
 		p.res.Attr = a
 	}

@@ -162,9 +162,13 @@ func (s *storm) step() error {
 
 func (s *storm) try() error {
 	r := s.rng
-	switch r.IntN(20) {
+	s.who = proto.Ident{}
+	if r.IntN(4) == 0 {
+		s.who.UID = uint32(r.IntN(3))
+	}
+	switch r.IntN(22) {
 	case 0, 1, 2:
-		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeRegular | uint32(r.IntN(0o1000))})
+		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeRegular | uint32(r.IntN(0o10000))})
 		if err == nil {
 			return s.write(res.Attr)
 		}
@@ -231,6 +235,25 @@ func (s *storm) try() error {
 				s.bare = s.bare[1:]
 				delete(s.fresh, id)
 			}
+			return err
+		}
+	case 20:
+		if a, ok := s.regular(); ok {
+			data := make([]byte, 1+r.IntN(9000))
+			for i := range data {
+				data[i] = byte(r.Uint32())
+			}
+			s.fresh[a.ID] = addSpan(s.fresh[a.ID], span{int64(a.Size), int64(a.Size) + int64(len(data))})
+			_, err := s.do(&proto.Write{ID: a.ID, Append: true, Data: data})
+			return err
+		}
+	case 21:
+		src, ok := s.regular()
+		if dst, _ := s.regular(); ok {
+			op := &proto.Copy{ID: dst.ID, Off: uint64(r.IntN(int(dst.Size) + 5000)), Src: src.ID,
+				SrcOff: uint64(r.IntN(int(src.Size) + 1)), Len: uint32(1 + r.IntN(20000))}
+			s.fresh[dst.ID] = addSpan(s.fresh[dst.ID], span{int64(op.Off), int64(op.Off) + int64(op.Len)})
+			_, err := s.do(op)
 			return err
 		}
 	case 18, 19:

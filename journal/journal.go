@@ -174,6 +174,8 @@ type Submission struct {
 	Client  uint32
 	Trusted bool // may make devices, setuid files of others, trusted.* attributes
 	Opened  bool // the session holds the file open for writing: permission was checked then
+	// Copy: the session holds the source open for reading.
+	SrcOpened bool
 	// Guard runs in the critical section that gives the record its number; an
 	// error refuses the change without a trace (fencing). May be nil.
 	Guard func() error

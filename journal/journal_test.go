@@ -21,6 +21,7 @@ type testExport struct {
 	fs  vfs.FS
 	ses proto.SessionID
 	seq proto.Seq
+	who proto.Ident
 	ack bool   // operations acknowledge all results before them
 	did func() // called after each operation
 }
@@ -45,7 +46,7 @@ func openOn(t testing.TB, fs vfs.FS) (*testExport, *Report) {
 
 func (e *testExport) do(op proto.Op) (proto.Result, error) {
 	e.seq++
-	c := &proto.Change{Session: e.ses, Seq: e.seq, Op: op}
+	c := &proto.Change{Session: e.ses, Seq: e.seq, Ident: e.who, Op: op}
 	if e.ack {
 		c.Acked = e.seq - 1
 	}

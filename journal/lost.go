@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"cagefs.dev/cage/journal/record"
-	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
@@ -59,7 +58,11 @@ func (m lost) applied(p *pending) {
 	switch {
 	case p.err != nil:
 	case ok && p.data != nil:
-		m.cut(op.ID, span{int64(op.Off), int64(op.Off) + int64(len(op.Data))})
+		at := int64(op.Off)
+		if op.Append {
+			at = int64(p.n)
+		}
+		m.cut(op.ID, span{at, at + int64(len(op.Data))})
 	default:
 		for _, r := range p.recs {
 			m.follow(r, nil)
@@ -133,7 +136,19 @@ func (j *Journal) refills(s *Submission) bool {
 
 // planRefill plans the part of a repeated write that was lost. The bytes go
 // into the log: they are not to be lost again.
-func (j *Journal) planRefill(p *pending, op *proto.Write, info vfs.Info) error {
+func (j *Journal) planRefill(p *pending, op *proto.Write) error {
+	if err := j.busy.file(op.ID); err != nil {
+		return err
+	}
+	_, info, err := j.tree.stat(op.ID)
+	if err != nil {
+		return err
+	}
+	at := int64(op.Off)
+	if op.Append { // where it went the first time
+		p.n = j.sessions[p.sub.Session].results[p.sub.Seq].n
+		at = int64(p.n)
+	}
 	h, err := j.tree.file(op.ID, true)
 	if err != nil {
 		return err
@@ -152,11 +167,11 @@ func (j *Journal) planRefill(p *pending, op *proto.Write, info vfs.Info) error {
 			}
 		}
 		data := make([]byte, s.to-s.from) // the zeros that widened the write were lost, too
-		from, to := max(s.from, int64(op.Off)), min(s.to, int64(op.Off)+int64(len(op.Data)))
+		from, to := max(s.from, at), min(s.to, at+int64(len(op.Data)))
 		if from < to {
-			copy(data[from-s.from:], op.Data[from-int64(op.Off):to-int64(op.Off)])
+			copy(data[from-s.from:], op.Data[from-at:to-at])
 		}
-		r := &record.Record{Kind: record.Write, ID: op.ID, Off: uint64(s.from), Len: uint64(len(data)),
+		r := &record.Record{Kind: record.Write, ID: op.ID, Off: uint64(s.from), Len: uint64(len(data)), Count: p.n,
 			OldSize: size, NewSize: max(size, uint64(s.to)), OldMtime: proto.Time(info.Mtime), Images: data,
 			Pieces: []record.Piece{{Kind: record.PieceInline, Off: uint64(s.from), Len: uint64(len(data))}}}
 		size = r.NewSize

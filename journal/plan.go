@@ -34,6 +34,8 @@ func (j *Journal) planLocked(p *pending) error {
 		return j.planWrite(p, op)
 	case *proto.Allocate:
 		return j.planAllocate(p, op)
+	case *proto.Copy:
+		return j.planCopy(p, op)
 	case *proto.Label:
 		return j.planLabel(p, op)
 	}

@@ -31,6 +31,11 @@ func (j *Journal) mayWrite(p *pending, id proto.FileID) (vfs.Info, error) {
 	return info, err
 }
 
+// attrsOf are the attributes that a SetAttr record has.
+func attrsOf(i vfs.Info) record.Attrs {
+	return record.Attrs{Mode: i.Mode, UID: i.UID, GID: i.GID, Atime: proto.Time(i.Atime), Mtime: proto.Time(i.Mtime)}
+}
+
 // planAllocate plans fallocate(2). What becomes zeros is punched, and where
 // blocks are wanted for it they are reserved again.
 func (j *Journal) planAllocate(p *pending, op *proto.Allocate) error {
@@ -50,6 +55,9 @@ func (j *Journal) planAllocate(p *pending, op *proto.Allocate) error {
 	}
 	defer h.release()
 	p.id = op.ID
+	if punches := op.Mode&proto.AllocPunchHole != 0; !punches || op.Off < uint64(info.Size) {
+		planKill(p, op.ID, attrsOf(info))
+	}
 	size, end := uint64(info.Size), op.Off+op.Len
 	if op.Mode&(proto.AllocPunchHole|proto.AllocZeroRange) != 0 && op.Off < size {
 		last := (size + block - 1) / block * block // a hole up to the end takes the last block along

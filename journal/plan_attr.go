@@ -102,6 +102,9 @@ func newerAttrs(old record.Attrs, s *Submission, op *proto.SetAttr, now proto.Ti
 			upd.Mode &^= proto.ModeSetgid
 		}
 	}
+	if op.Mask&proto.SetSize != 0 {
+		upd.Mode = withoutSetID(&s.Ident, upd.Mode)
+	}
 	switch {
 	case op.Mask&proto.SetAtimeNow != 0:
 		upd.Atime = now

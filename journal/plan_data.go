@@ -69,56 +69,58 @@ func dataBytes(f vfs.File, from, to int64) (n int64, err error) {
 }
 
 func (j *Journal) planWrite(p *pending, op *proto.Write) error {
-	if len(op.Data) == 0 {
+	switch {
+	case len(op.Data) == 0:
 		return nil
-	}
-	if len(op.Data) > proto.MaxIO {
+	case len(op.Data) > proto.MaxIO:
 		return status.Invalid
-	}
-	if op.Off > 1<<63-1-uint64(len(op.Data)) {
+	case op.Off > 1<<63-1-uint64(len(op.Data)):
 		return status.TooLarge
 	}
-	if err := j.busy.file(op.ID); err != nil {
-		return err
+	if j.refills(p.sub) {
+		return j.planRefill(p, op)
 	}
-	n, info, err := j.tree.stat(op.ID)
+	info, err := j.mayWrite(p, op.ID)
 	if err != nil {
 		return err
 	}
-	if n.typ != proto.ModeRegular {
-		return status.Invalid
-	}
-	if j.refills(p.sub) {
-		return j.planRefill(p, op, info)
-	}
-	a := infoAttr(op.ID, info)
-	if !p.sub.Opened {
-		if err := Access(&a, &p.sub.Ident, MayWrite); err != nil {
-			return err
+	off := int64(op.Off)
+	if op.Append {
+		if off = info.Size; off > 1<<63-1-int64(len(op.Data)) {
+			return status.TooLarge
 		}
+		p.n, p.append = uint64(off), true
 	}
-	h, err := j.tree.file(op.ID, true)
+	return j.planBytes(p, op.ID, info, off, op.Data)
+}
+
+// planBytes plans that bytes are put at an offset of a file.
+func (j *Journal) planBytes(p *pending, id proto.FileID, info vfs.Info, at int64, bytes []byte) error {
+	h, err := j.tree.file(id, true)
 	if err != nil {
 		return err
 	}
 	defer h.release()
-	off, data, err := widen(h.file, info.Size, int64(op.Off), op.Data)
+	off, data, err := widen(h.file, info.Size, at, bytes)
 	if err != nil {
 		return err
 	}
 	end := off + int64(len(data))
-	if err := j.supersede(p, op.ID, h.file, off, end, uint64(info.Size)); err != nil {
+	if err := j.supersede(p, id, h.file, off, end, uint64(info.Size)); err != nil {
 		return err
 	}
-	r := &record.Record{Kind: record.Write, ID: op.ID, Off: uint64(off), Len: uint64(len(data)),
+	planKill(p, id, attrsOf(info))
+	r := &record.Record{Kind: record.Write, ID: id, Off: uint64(off), Len: uint64(len(data)), Count: p.n,
 		OldSize: uint64(info.Size), NewSize: max(uint64(info.Size), uint64(end)), OldMtime: proto.Time(info.Mtime)}
 	if err := pieces(r, h.file, info.Size, data); err != nil {
 		return err
 	}
-	if r.Pieces[0].Kind == record.PieceOver || len(r.Pieces) > 1 {
+	switch {
+	case p.append && off == at: // it goes to the end, wherever that is by then
+	case p.append, r.Pieces[0].Kind == record.PieceOver, len(r.Pieces) > 1:
 		p.ctime = info.Ctime
 	}
-	p.id, p.data, p.recs = op.ID, data, append(p.recs, r)
+	p.id, p.data, p.recs = id, data, append(p.recs, r)
 	return nil
 }
 

@@ -25,6 +25,7 @@ type result struct {
 	code status.Code
 	lsn  proto.LSN
 	id   proto.FileID
+	n    uint64
 }
 
 func newSession(client uint32, key string) *session {
@@ -55,7 +56,7 @@ func (j *Journal) repeatedLocked(s *Submission) (*Ticket, bool, error) {
 		if j.refills(s) {
 			return nil, false, nil
 		}
-		res := proto.Result{LSN: r.lsn, ID: r.id}
+		res := proto.Result{LSN: r.lsn, ID: r.id, N: r.n}
 		if a, err := j.attr(r.id); err == nil {
 			res.Attr = a
 			j.holdNameless(s, r.id)
@@ -83,7 +84,7 @@ func (j *Journal) sessionDone(p *pending) {
 		return
 	}
 	delete(ses.pending, p.sub.Seq)
-	ses.results[p.sub.Seq] = result{code: status.Of(p.err), lsn: p.last().LSN, id: p.id}
+	ses.results[p.sub.Seq] = result{code: status.Of(p.err), lsn: p.last().LSN, id: p.id, n: p.n}
 }
 
 // sessionReplay does the same from a record of the log.
@@ -111,6 +112,8 @@ func (j *Journal) sessionReplay(r *record.Record) {
 		res = result{lsn: r.Txn}
 	}
 	switch r.Kind {
+	case record.Write:
+		res.n = r.Count
 	case record.Result, record.Cancel:
 		res.code, res.id = status.Code(r.Status), 0
 	}

@@ -156,7 +156,9 @@ func (s *Session) answeredLocked(seq proto.Seq, res proto.Result, err error) {
 }
 
 func (s *Session) failedLocked(f oplog.Failure) {
-	s.opErr = f.Err.Error()
+	if f.Err != nil {
+		s.opErr = f.Err.Error()
+	}
 	s.upcalls.failed(f)
 }
 
@@ -164,4 +166,46 @@ func (s *Session) failedLocked(f oplog.Failure) {
 func (s *Session) lighterLocked() {
 	close(s.lighter)
 	s.lighter = make(chan struct{})
+}
+
+// maxCopies is how many operations of a copy are on their way at once.
+const maxCopies = 16
+
+// Copy copies n bytes from one file to another at the server, in order with all
+// other operations. It returns how many: fewer at the end of the source, or
+// where an operation failed after others had not; after an error more may have
+// been copied than it says. The result is that of the last operation.
+func (s *Session) Copy(ctx context.Context, id proto.Ident, op proto.Copy, n uint64) (done uint64, last proto.Result, err error) {
+	var flying []*oplog.Ticket
+	began := s.now()
+	for short := false; len(flying) > 0 || !short && n > 0; {
+		for !short && n > 0 && len(flying) < maxCopies {
+			part := op
+			part.Len = uint32(min(n, proto.MaxIO))
+			op.Off, op.SrcOff, n = op.Off+uint64(part.Len), op.SrcOff+uint64(part.Len), n-uint64(part.Len)
+			var t *oplog.Ticket
+			if err := s.append(ctx, &part, s.now(), func() { t = s.log.AppendWaited(id, &part) }); err != nil {
+				return done, last, err
+			}
+			flying = append(flying, t)
+		}
+		res, failed := s.outcome(ctx, flying[0], began)
+		flying = flying[1:]
+		if failed != nil && err == nil {
+			err = failed
+		}
+		if !short && failed == nil {
+			done, last = done+res.N, res
+		}
+		short = short || failed != nil || res.N < proto.MaxIO
+	}
+	return done, last, err
+}
+
+// outcome waits for a ticket's outcome.
+func (s *Session) outcome(ctx context.Context, t *oplog.Ticket, began time.Duration) (proto.Result, error) {
+	if err := s.watch(ctx, t, began, "copy"); err != nil {
+		return proto.Result{}, err
+	}
+	return t.Outcome()
 }

@@ -56,7 +56,7 @@ type Options struct {
 	// call back into the session and must be quick. Any may be nil.
 	Changed func(wire.Changed)                              // somebody else changed a file or directory
 	Reset   func()                                          // pushes may have been missed: nothing cached is known to be valid
-	Failed  func(id proto.FileID, seq proto.Seq, err error) // a logged operation nobody waited for failed
+	Failed  func(id proto.FileID, seq proto.Seq, err error) // a logged operation nobody waited for failed; err nil: an append went elsewhere than its Off
 	Written func(id proto.FileID, change proto.LSN)         // a write of this session was applied: the file's change number. Every Changed before it has been told
 
 	secure func(net.Conn) *tls.Conn // the client's side of TLS; nil: Keys.Client

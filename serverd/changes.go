@@ -128,6 +128,9 @@ func (c *conn) submit(ch *change) (o outcome) {
 		Trusted: c.ident.trusted,
 		Opened:  c.sess.openFlags(contentOf(op))&wire.OpenWrite != 0,
 	}
+	if op, ok := op.(*proto.Copy); ok {
+		s.SrcOpened = c.sess.openFlags(op.Src)&wire.OpenRead != 0
+	}
 	c.pass(s, &o)
 	return o
 }

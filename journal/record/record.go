@@ -143,7 +143,7 @@ type Record struct {
 	Value    []byte
 
 	Upto   proto.LSN // Synced, Cancel, Checkpoint; IDs: the file number
-	Count  uint64
+	Count  uint64    // Write: the N of its operation's result
 	Status uint16
 
 	// Images are the bytes that the record keeps, in the frame's second section:

@@ -142,6 +142,7 @@ var conformance = []struct {
 	{"xattrs", testXattrs},
 	{"content", testContent},
 	{"sparse", testSparse},
+	{"append", testAppend},
 	{"allocate", testAllocate},
 	{"copy", testCopy},
 	{"unlinked file", testUnlinked},
@@ -745,6 +746,24 @@ func testSparse(t *testing.T, fs FS, root Dir) {
 	g := create(t, root, "g", strings.Repeat("v", pageSize+10))
 	require.NoError(t, g.PunchHole(0, pageSize+10))
 	require.Equal(t, strings.Repeat("\x00", pageSize+10), contentOf(t, g))
+}
+
+func testAppend(t *testing.T, fs FS, root Dir) {
+	f := create(t, root, "f", "0123456789")
+	at, n, err := f.Append([]byte("abc"))
+	require.NoError(t, err)
+	require.EqualValues(t, 10, at)
+	require.Equal(t, 3, n)
+	require.NoError(t, f.Truncate(5))
+	at, _, err = f.Append([]byte("xyz"))
+	require.NoError(t, err)
+	require.EqualValues(t, 5, at)
+	require.Equal(t, "01234xyz", contentOf(t, f))
+	r, err := root.Open("f", false)
+	require.NoError(t, err)
+	defer r.Close()
+	_, _, err = r.Append([]byte("no"))
+	require.Equal(t, syscall.EBADF, err)
 }
 
 func testAllocate(t *testing.T, fs FS, root Dir) {

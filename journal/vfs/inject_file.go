@@ -38,6 +38,13 @@ func (f *injectFile) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+func (f *injectFile) Append(p []byte) (at int64, n int, err error) {
+	if err := f.ask("append", 0, int64(len(p))); err != nil {
+		return 0, 0, err
+	}
+	return f.file.Append(p)
+}
+
 func (f *injectFile) Truncate(size int64) error {
 	if err := f.ask("truncate", size, 0); err != nil {
 		return err

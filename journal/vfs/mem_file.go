@@ -181,6 +181,17 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
+func (f *memFile) Append(p []byte) (at int64, n int, err error) {
+	f.m.mu.Lock()
+	d := f.m.data[f.id]
+	if !f.closed {
+		at = d.cur.size
+	}
+	f.m.mu.Unlock() // a Mem's users do not append beside each other
+	n, err = f.WriteAt(p, at)
+	return at, n, err
+}
+
 func (f *memFile) Truncate(size int64) error {
 	defer f.m.mu.Unlock()
 	_, err := f.lock()

@@ -37,6 +37,35 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
+// Append opens the file once more: of a descriptor that appends the position
+// tells where the bytes went.
+func (f *osFile) Append(p []byte) (at int64, n int, err error) {
+	err = f.h.do(func(own int) error {
+		flags, err := unix.FcntlInt(uintptr(own), unix.F_GETFL, 0)
+		if err != nil {
+			return err
+		}
+		if flags&unix.O_ACCMODE == unix.O_RDONLY {
+			return unix.EBADF
+		}
+		fd, err := unix.Open(procPath(own), unix.O_WRONLY|unix.O_APPEND|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		n, err = unix.Write(fd, p)
+		if n = max(n, 0); n > 0 {
+			at, _ = unix.Seek(fd, 0, unix.SEEK_CUR)
+			at -= int64(n)
+		}
+		if err == nil && n < len(p) {
+			err = unix.ENOSPC
+		}
+		return err
+	})
+	return at, n, err
+}
+
 func (f *osFile) Truncate(size int64) error {
 	return f.h.do(func(fd int) error { return unix.Ftruncate(fd, size) })
 }

@@ -135,6 +135,9 @@ const (
 type File interface {
 	io.ReaderAt // io.EOF at the end, as os.File
 	io.WriterAt
+	// Append writes at the end, wherever that is when its turn comes: two that
+	// append do not meet, in whatever process. at is where its n bytes went.
+	Append(p []byte) (at int64, n int, err error)
 	Truncate(size int64) error
 	// PunchHole makes a range read as zeros and frees its blocks; the size stays
 	// (fallocate(2) with PUNCH_HOLE and KEEP_SIZE). EOPNOTSUPP where the file system

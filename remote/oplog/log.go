@@ -141,7 +141,8 @@ func (l *Log) Next(ops int, bytes int64) (Entry, bool) {
 }
 
 // Answer gives an operation its outcome. It returns the failure if that becomes
-// a sticky one. An answer to an operation that has one already, or that was
+// a sticky one, and, as one without Err, an append that went elsewhere than
+// its client took the end of the file to be. An answer to an operation that has one already, or that was
 // never sent, is ignored: the first counts.
 func (l *Log) Answer(seq proto.Seq, res proto.Result, err error) (Failure, bool) {
 	if seq <= l.acked || seq > l.sent {
@@ -165,6 +166,8 @@ func (l *Log) settle(seq proto.Seq, e *entry, res proto.Result, err error) (Fail
 	f := Failure{Seq: seq, ID: fileOf(e.op), Err: err}
 	waited := e.ticket != nil && e.ticket.waiters > 0
 	sticky := err != nil && (e.logged || !waited)
+	w, write := e.op.(*proto.Write)
+	moved := err == nil && write && w.Append && res.N != w.Off
 	l.count(e, -1)
 	e.answered, e.op, e.ident = true, nil, proto.Ident{}
 	if err != nil {
@@ -175,7 +178,7 @@ func (l *Log) settle(seq proto.Seq, e *entry, res proto.Result, err error) (Fail
 		close(e.ticket.done)
 		e.ticket = nil
 	}
-	return f, sticky
+	return f, sticky || moved
 }
 
 // forget drops what is answered without a gap.

@@ -366,7 +366,7 @@ func TestFileOf(t *testing.T) {
 		&proto.Make{Dir: 3}: 3, &proto.Link{ID: 2, Dir: 3}: 3, &proto.Remove{Dir: 3}: 3,
 		&proto.Rename{Dir: 2, NewDir: 3}: 3, &proto.SetAttr{ID: 3}: 3, &proto.SetXattr{ID: 3}: 3,
 		&proto.RemoveXattr{ID: 3}: 3, &proto.Write{ID: 3}: 3, &proto.Sync{ID: 3}: 3,
-		&proto.Label{}: 0, &proto.Rollback{}: 0, &proto.Undo{}: 0,
+		&proto.Allocate{ID: 3}: 3, &proto.Copy{ID: 3, Src: 4}: 3, &proto.Label{}: 0, &proto.Rollback{}: 0, &proto.Undo{}: 0,
 	}
 	for op, want := range ops {
 		c, _ := own(op)
@@ -374,4 +374,31 @@ func TestFileOf(t *testing.T) {
 		require.NotSame(t, op, c)
 		require.Equal(t, want, fileOf(c), "%T", op)
 	}
+}
+
+// Who appends is told when the bytes went elsewhere than it took the end to be.
+func TestAppendElsewhere(t *testing.T) {
+	l := New()
+	add := func(off uint64, data string) proto.Seq {
+		return l.Append(alice, &proto.Write{ID: 5, Append: true, Off: off, Data: []byte(data)})
+	}
+	require.EqualValues(t, 1, add(10, "ab"))
+	require.EqualValues(t, 1, add(12, "cd"), "joined")
+	require.EqualValues(t, 2, l.Append(alice, write(5, 14, "no append")), "not joined")
+	require.Len(t, sendAll(l), 2)
+	require.EqualValues(t, 3, add(20, "x"))
+	require.EqualValues(t, 4, l.Append(alice, write(5, 21, "y")))
+	require.Len(t, sendAll(l), 2)
+	for _, c := range []struct {
+		seq  proto.Seq
+		n    uint64
+		tell bool
+	}{{1, 10, false}, {2, 0, false}, {3, 77, true}, {3, 78, false}, {4, 0, false}} {
+		f, tell := l.Answer(c.seq, proto.Result{N: c.n}, nil)
+		require.Equal(t, c.tell, tell, c.seq)
+		if tell {
+			require.Equal(t, Failure{Seq: 3, ID: 5}, f)
+		}
+	}
+	require.NoError(t, l.TakeError(5))
 }

@@ -150,7 +150,7 @@ type StatFS struct {
 type Entry struct {
 	LSN     LSN
 	Time    Time
-	Kind    string // make, link, remove, rename, restore, setattr, truncate, write, swap, setxattr, removexattr, rollback, undo, redo, label, local, …
+	Kind    string // make, link, remove, rename, restore, setattr, truncate, write, allocate, swap, setxattr, removexattr, rollback, undo, redo, label, local, …
 	ID      FileID
 	Path    string // path below the export after the change, or before it where that removed it
 	NewPath string // rename only
@@ -161,8 +161,8 @@ type Entry struct {
 	PID     uint32
 	PGID    uint32
 	Comm    string
-	Off     uint64 // write, truncate
-	Bytes   uint64 // write: length; truncate: the new size
+	Off     uint64 // write, allocate, truncate
+	Bytes   uint64 // write, allocate: length; truncate: the new size
 	Txn     LSN    // the transaction's first record; zero outside of one
 	Records uint32 // number of records of a transaction, in its first entry
 	Detail  string // label's name, new mode, …: for people
