@@ -127,12 +127,19 @@ func (w *worker) readlink(s *Step) (string, error) {
 	return strconv.Quote(string(buf[:n])), nil
 }
 
-// list reads the directory of a slot from its beginning.
+// list reads the directory of a slot from its beginning and goes back there:
+// what the position is at the end is the file system's affair, and read(2) fails
+// in one way or another depending on it.
 func (w *worker) list(s *Step) (string, error) {
-	if _, err := unix.Seek(w.slots[s.Slot], 0, unix.SEEK_SET); err != nil {
+	fd := w.slots[s.Slot]
+	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
 		return "", err
 	}
-	return readNames(w.slots[s.Slot])
+	out, err := readNames(fd)
+	if _, bad := unix.Seek(fd, 0, unix.SEEK_SET); err == nil {
+		err = bad
+	}
+	return out, err
 }
 
 func (w *worker) chdir(s *Step) (string, error)  { return "", unix.Chdir(s.Path) }

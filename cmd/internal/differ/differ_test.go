@@ -42,7 +42,7 @@ func TestProgramText(t *testing.T) {
 // plain is a side of ordinary directories below root.
 func plain(name, root string) *Side {
 	n := 0
-	return &Side{Name: name, Fresh: func(int) ([]string, error) {
+	return &Side{Name: name, Fresh: func(*Program) ([]string, error) {
 		n++
 		dir := filepath.Join(root, name+strconv.Itoa(n))
 		return []string{dir}, os.Mkdir(dir, 0o755)
@@ -67,7 +67,7 @@ func TestSame(t *testing.T) {
 	root := disk(t)
 	a, b := plain("a", root), plain("b", root)
 	for seed := range uint64(15) {
-		p, err := Make(seed, Scenario{Steps: 150}, a)
+		p, err := Make(seed, Scenario{Steps: 150, ACL: seed%2 == 0}, a)
 		require.NoError(t, err)
 		d, err := Run(p, a, b)
 		require.NoError(t, err)
@@ -86,8 +86,8 @@ func TestDifferences(t *testing.T) {
 	root := disk(t)
 	a, b := plain("a", root), plain("b", root)
 	fresh := b.Fresh
-	b.Fresh = func(n int) ([]string, error) {
-		paths, err := fresh(n)
+	b.Fresh = func(p *Program) ([]string, error) {
+		paths, err := fresh(p)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(paths[0], "f"), []byte("text"), 0o644)
 		}

@@ -1,6 +1,7 @@
 package differ
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -130,7 +131,7 @@ type choice struct {
 var choices = []choice{
 	{14, whatever, (*generator).openStep}, {3, file, (*generator).closeStep}, {2, file, (*generator).dupStep},
 	{9, file, (*generator).readStep}, {14, file, (*generator).writeStep}, {5, file, (*generator).seekStep},
-	{5, file, (*generator).sizeStep}, {3, file, (*generator).copyStep}, {3, file, (*generator).mmapStep}, {3, file, (*generator).syncStep},
+	{8, file, (*generator).sizeStep}, {3, file, (*generator).copyStep}, {3, file, (*generator).mmapStep}, {3, file, (*generator).syncStep},
 	{10, whatever, (*generator).renameStep}, {6, whatever, (*generator).linkStep}, {8, whatever, (*generator).removeStep},
 	{5, whatever, (*generator).mkdirStep}, {2, whatever, (*generator).mknodStep}, {4, whatever, (*generator).symlinkStep}, {2, whatever, (*generator).readlinkStep},
 	{8, whatever, (*generator).statStep}, {2, dir, (*generator).listStep}, {3, whatever, (*generator).accessStep}, {3, whatever, (*generator).cwdStep},
@@ -337,7 +338,7 @@ func (g *generator) openStep() Step {
 		{8, unix.O_TRUNC}, {7, unix.O_APPEND}, {12, unix.O_EXCL}, {20, unix.O_SYNC}, {20, unix.O_DSYNC},
 		{30, unix.O_DIRECTORY}, {15, unix.O_NOFOLLOW}, {30, unix.O_PATH},
 	} {
-		if g.IntN(f.oneIn) == 0 {
+		if g.IntN(f.oneIn) == 0 && (f.bit != unix.O_APPEND || g.sc.Mounts <= 1) { // mounts do not agree on where the end is
 			s.Flags |= f.bit
 		}
 	}
@@ -392,12 +393,16 @@ func (g *generator) seekStep() Step {
 }
 
 func (g *generator) sizeStep() Step {
-	switch g.IntN(3) {
+	switch g.IntN(5) {
 	case 0:
 		return Step{Op: "truncate", Path: g.path(file), Len: g.offset()}
-	default:
+	case 1, 2:
 		return Step{Op: "ftruncate", Slot: g.held(file), Len: g.offset()}
 	}
+	// To move what follows (COLLAPSE_RANGE, INSERT_RANGE) is refused by FUSE.
+	const keep, punch, zero = unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_PUNCH_HOLE, unix.FALLOC_FL_ZERO_RANGE
+	return Step{Op: "fallocate", Slot: g.held(file), Off: g.offset(), Len: g.length(),
+		Flags: pick(g, []int{0, 0, keep, keep | punch, keep | punch, keep | punch, zero, zero, keep | zero, punch, punch | zero})}
 }
 
 func (g *generator) copyStep() Step {
@@ -548,9 +553,13 @@ func (g *generator) timesStep() Step {
 
 func (g *generator) xattrStep() Step {
 	s := Step{Name: pick(g, []string{"user.a", "user.a", "user.b", "user.", "trusted.t", "security.s", "nospace"})}
+	value := pick(g, []string{"", "v", "\x00\xff", strings.Repeat("long", 100)})
+	if g.sc.ACL && g.IntN(3) > 0 {
+		s.Name, value = pick(g, []string{"system.posix_acl_access", "system.posix_acl_default"}), g.acl()
+	}
 	switch g.IntN(5) {
 	case 0, 1:
-		s.Op, s.Value = pick(g, []string{"setxattr", "lsetxattr", "fsetxattr"}), pick(g, []string{"", "v", "\x00\xff", strings.Repeat("long", 100)})
+		s.Op, s.Value = pick(g, []string{"setxattr", "setxattr", "lsetxattr", "fsetxattr"}), value
 		s.Flags = pick(g, []int{0, 0, unix.XATTR_CREATE, unix.XATTR_REPLACE})
 	case 2:
 		s.Op = pick(g, []string{"getxattr", "fgetxattr"})
@@ -588,4 +597,39 @@ func (g *generator) umaskStep() Step {
 		return Step{Op: "umask", Mode: 0o777}
 	}
 	return Step{Op: "umask", Mode: g.mask()}
+}
+
+// acl is an access control list as the kernel has it in an attribute: version 2
+// and entries of tag, permissions and id. Some say the same as a mode, few are wrong.
+func (g *generator) acl() string {
+	const userObj, user, groupObj, group, mask, other = 1, 2, 4, 8, 16, 32
+	b := binary.LittleEndian.AppendUint32(nil, 2)
+	entry := func(tag uint16, id uint32) {
+		b = binary.LittleEndian.AppendUint16(b, tag)
+		b = binary.LittleEndian.AppendUint16(b, uint16(pick(g, []int{7, 7, 6, 5, 4, 0, g.IntN(8)})))
+		b = binary.LittleEndian.AppendUint32(b, id)
+	}
+	const none = ^uint32(0)
+	entry(userObj, none)
+	named := false
+	for _, id := range []uint32{61001, 61002, 61003} {
+		if g.IntN(3) == 0 {
+			named = true
+			entry(user, id)
+		}
+	}
+	entry(groupObj, none)
+	for _, id := range []uint32{62001, 62002, 62003} {
+		if g.IntN(3) == 0 {
+			named = true
+			entry(group, id)
+		}
+	}
+	if named != (g.IntN(12) == 0) {
+		entry(mask, none)
+	}
+	if g.IntN(20) > 0 {
+		entry(other, none)
+	}
+	return string(b)
 }

@@ -11,10 +11,10 @@ import (
 type Side struct {
 	Name string
 
-	// Fresh makes an empty directory that belongs to root, mode 0755, and
-	// returns its path in each mount. The processes of a program with several
-	// mounts are spread over them by their numbers.
-	Fresh func(mounts int) (paths []string, err error)
+	// Fresh makes an empty directory for a program, which belongs to root, mode
+	// 0755, and returns its path in each mount that the program wants. Its
+	// processes are spread over them by their numbers.
+	Fresh func(*Program) (paths []string, err error)
 
 	// Control does a step of Nobody, nil where there is nothing to do.
 	Control func(op string) error
@@ -50,7 +50,7 @@ type runner struct {
 }
 
 func (s *Side) begin(p *Program) (*runner, error) {
-	paths, err := s.Fresh(p.Mounts)
+	paths, err := s.Fresh(p)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
@@ -91,7 +91,7 @@ func (r *runner) do(s *Step) (outcome, error) {
 
 // Make makes a program with the help of a side, see Generate.
 func Make(seed uint64, sc Scenario, s *Side) (*Program, error) {
-	r, err := s.begin(&Program{Mounts: 1})
+	r, err := s.begin(&Program{Mounts: 1, ACL: sc.ACL})
 	if err != nil {
 		return nil, err
 	}

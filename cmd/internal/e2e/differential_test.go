@@ -105,10 +105,10 @@ func newArena(t testing.TB) *arena {
 	a.server = a.newServer(a.export)
 	a.server.start()
 	a.mounts = []string{a.mount(a.server), a.mount(a.server)}
-	a.plain = &differ.Side{Name: "ext4", Fresh: func(int) ([]string, error) { return a.fresh([]string{plain}) }}
+	a.plain = &differ.Side{Name: "ext4", Fresh: func(*differ.Program) ([]string, error) { return a.fresh([]string{plain}) }}
 	a.cage = &differ.Side{
 		Name:    "cage",
-		Fresh:   func(n int) ([]string, error) { return a.fresh(a.mounts[:n]) },
+		Fresh:   func(p *differ.Program) ([]string, error) { return a.fresh(a.mounts[:p.Mounts]) },
 		Control: a.control,
 		Switch:  a.change,
 		Behind: func() (string, error) {

@@ -17,9 +17,6 @@ var notOurs = map[string]string{
 	"OpenSymlinkRace":     "it is about file systems that open files of another one by path",
 }
 
-// missing are tests of what a mount cannot do yet.
-var missing = []string{"Fallocate", "FallocateKeepSize"}
-
 // TestPosix runs what go-fuse's authors ask of a file system on a mount. A test
 // that skips itself, because it finds something unsupported, has failed.
 func TestPosix(t *testing.T) {
@@ -30,7 +27,7 @@ func TestPosix(t *testing.T) {
 	s.start()
 	mnt := l.mount(s)
 	for _, name := range slices.Sorted(maps.Keys(posixtest.All)) {
-		if notOurs[name] != "" || slices.Contains(missing, name) {
+		if notOurs[name] != "" {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
