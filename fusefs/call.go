@@ -23,8 +23,10 @@ var (
 	// harmless signals do not end a process that does not handle them.
 	harmless = set(syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGURG, syscall.SIGWINCH,
 		syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
-	// urging signals, where a process handles them, mean that it should stop waiting.
-	urging = set(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGALRM)
+	// urging signals, where a process handles them, mean that it should stop
+	// waiting. A timer's do not: most programs have timers for something else
+	// than the call that happens to wait.
+	urging = set(syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM)
 )
 
 // fatal reports whether the thread dies as soon as it stops waiting.

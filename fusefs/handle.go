@@ -378,9 +378,10 @@ func (s *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 }
 
 // Fsync implements fuse.RawFileSystem. The session's log keeps the order, so
-// that the Sync is applied after all writes that were logged before it.
+// that the Sync is applied after all writes that were logged before it. It is not
+// given up for a signal: programs take an fsync that failed for lost data.
 func (s *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	ctx := s.read(cancel, &in.InHeader)
+	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
 	return s.errors.status("fsync", s.sync(ctx, &in.InHeader, s.inodes.find(in.NodeId).id))
 }
@@ -400,7 +401,7 @@ func (s *fileSystem) sync(ctx context.Context, h *fuse.InHeader, id proto.FileID
 // FsyncDir implements fuse.RawFileSystem: of a directory, everything logged so
 // far is committed; of the mount's root it is durable, the bytes of new files as well.
 func (s *fileSystem) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	ctx := s.read(cancel, &in.InHeader)
+	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
 	ino := s.inodes.find(in.NodeId)
 	if ino != s.inodes.root || s.readOnly {

@@ -51,7 +51,7 @@ func TestParseStatusOfThisProcess(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
-	kill, term, intr, urg, chld := set(syscall.SIGKILL), set(syscall.SIGTERM), set(syscall.SIGINT), set(syscall.SIGURG), set(syscall.SIGCHLD)
+	kill, term, intr, alrm, urg, chld := set(syscall.SIGKILL), set(syscall.SIGTERM), set(syscall.SIGINT), set(syscall.SIGALRM), set(syscall.SIGURG), set(syscall.SIGCHLD)
 	for name, tc := range map[string]struct {
 		s            signalSets
 		fatal, urged bool
@@ -65,6 +65,8 @@ func TestSignals(t *testing.T) {
 		"term handled":      {signalSets{pending: term, caught: term}, false, true},
 		"interrupt handled": {signalSets{pending: intr | urg, caught: intr | urg}, false, true},
 		"handled, blocked":  {signalSets{pending: intr, caught: intr, blocked: intr}, false, false},
+		"timer":             {signalSets{pending: alrm, caught: alrm}, false, false},
+		"timer, unhandled":  {signalSets{pending: alrm}, true, false},
 		"preemption":        {signalSets{pending: urg, caught: urg}, false, false},
 		"child":             {signalSets{pending: chld}, false, false},
 	} {

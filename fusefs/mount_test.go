@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"syscall"
 	"testing"
@@ -392,6 +394,55 @@ func TestProcessesThatWaitCanBeKilled(t *testing.T) {
 		waitAndKill(t, d.a, "trap 'exit 7' INT; read x < f; exit 7", syscall.SIGINT)
 	})
 	d.ask("up a")
+}
+
+// A handled signal that comes while a server is away: a database takes a failed
+// fsync for lost data, and a timer of a program is not about the call it hits.
+func TestSignalsThatEndNoCall(t *testing.T) {
+	d := startDaemon(t)
+	f, err := os.Create(filepath.Join(d.a, "f"))
+	require.NoError(t, err)
+	defer f.Close()
+	root, err := os.Open(d.a)
+	require.NoError(t, err)
+	defer root.Close()
+	for name, tc := range map[string]struct {
+		sig  syscall.Signal
+		call func() error
+	}{
+		"fsync, interrupt":       {syscall.SIGINT, func() error { return unix.Fsync(int(f.Fd())) }},
+		"listxattr, alarm":       {syscall.SIGALRM, func() error { _, err := unix.Flistxattr(int(f.Fd()), make([]byte, 100)); return err }},
+		"fsync of the root, end": {syscall.SIGTERM, func() error { return unix.Fsync(int(root.Fd())) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			handled := make(chan os.Signal, 1)
+			signal.Notify(handled, tc.sig)
+			defer signal.Stop(handled)
+			_, err := f.WriteString("kept")
+			require.NoError(t, err)
+			d.ask("down a")
+			tid, done := make(chan int), make(chan error, 1)
+			go func() {
+				runtime.LockOSThread()
+				tid <- unix.Gettid()
+				done <- tc.call()
+			}()
+			thread := <-tid
+			soon(t, "it waits in the mount", func() bool {
+				b, _ := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/wchan", thread))
+				return bytes.Contains(b, []byte("request_wait_answer"))
+			})
+			require.NoError(t, unix.Tgkill(os.Getpid(), thread, tc.sig))
+			select {
+			case err := <-done:
+				require.Fail(t, "the call ended", "%v", err)
+			case <-time.After(2 * interruptGrace):
+			}
+			d.ask("up a")
+			require.NoError(t, <-done)
+			<-handled
+		})
+	}
 }
 
 // waitAndKill runs a script in the mount until it waits there, sends it
