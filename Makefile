@@ -29,9 +29,13 @@ lint: ## gofmt, go vet, staticcheck, and the directions of imports
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) test -count=1 ./cmd/internal/deps
 
-accept: build ## the long runs: big trees, crashes, cuts (half an hour; needs root)
+accept: programs ## the long runs: programs, big trees, crashes, cuts (an hour; needs root)
 	CAGE_CRASH_RUNS=150 $(GO) test -count=1 -v -timeout 30m -run Crash ./journal
-	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h ./cmd/internal/e2e
+	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h -skip '^TestProgram[A-Z]' ./cmd/internal/e2e
+
+programs: build ## real programs on a mount, in full (half an hour; needs root, and installs Debian packages)
+	.ci/install git sqlite3 rsync postgresql fio stress-ng dbench
+	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 2h -run '^TestProgram[A-Z]' ./cmd/internal/e2e
 
 differential: build ## random programs on mounts and on ext4, compared; CAGE_DIFF_TIME (1h), CAGE_SEED, CAGE_DIFF_PROGRAM
 	CAGE_DIFF_TIME=$${CAGE_DIFF_TIME:-1h} $(GO) test -count=1 -v -timeout 0 -run "$$([ "$$CAGE_DIFF_PROGRAM" ] && echo TestPrograms || echo TestDifferential)" ./cmd/internal/e2e
@@ -45,4 +49,4 @@ bench: ## the micro-benchmarks of all packages
 clean: ## what the others left
 	rm -rf bin
 
-.PHONY: help build test race fuzz lint accept differential demo bench clean
+.PHONY: help build test race fuzz lint accept programs differential demo bench clean
