@@ -156,7 +156,13 @@ func (j *Journal) planRefill(p *pending, op *proto.Write) error {
 	defer h.release()
 	p.id = op.ID
 	size := uint64(info.Size)
-	for _, s := range j.lost.of(op.ID, p.sub.Session, p.sub.Seq) {
+	gaps := j.lost.of(op.ID, p.sub.Session, p.sub.Seq)
+	for _, s := range gaps { // of a block that somebody else has written meanwhile, a part is filled in
+		if err := j.supersede(p, op.ID, h.file, s.from, s.to, size); err != nil {
+			return err
+		}
+	}
+	for _, s := range gaps {
 		if end := min(s.to, int64(size)); s.from < end {
 			there, err := readFull(h.file, s.from, end-s.from)
 			if err != nil {
