@@ -4,12 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
-	"io"
-	"strings"
 	"syscall"
 	"time"
 
 	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/runs"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -17,8 +16,8 @@ import (
 
 // A checkpoint says that everything up to a record is applied and durable in
 // the tree, and holds what recovery would otherwise need the whole log for: the
-// table of files, the sessions with their results, the clients, the next file number.
-// docs/journal.md has its layout.
+// runs that the table of files lies in and what has changed since, the sessions
+// with their results, the clients, the next file number. docs/journal.md has its layout.
 
 // Checkpoints come after so many log bytes, so many loose bytes, or so long.
 const (
@@ -104,6 +103,12 @@ func (j *Journal) beginCheckpoint(clean bool) (*unfinished, error) {
 // meanwhile: what is applied after the beginning is replayed if need be.
 func (j *Journal) endCheckpoint(c *unfinished) error {
 	err := j.opts.FS.SyncFS()
+	named := false
+	defer func() {
+		if !named {
+			c.view.Release()
+		}
+	}()
 	j.planMu.Lock()
 	for id, l := range c.loose {
 		close(l.done)
@@ -119,6 +124,8 @@ func (j *Journal) endCheckpoint(c *unfinished) error {
 	if err := j.writeCheckpoint(c.checkpointData); err != nil {
 		return err
 	}
+	named = true
+	j.tree.store.Keep(c.view)
 	if err := j.log.Append(&record.Record{Kind: record.Checkpoint, Upto: c.lsn}); err != nil {
 		if status.Of(err) != status.NoSpace {
 			return err
@@ -133,6 +140,7 @@ func (j *Journal) endCheckpoint(c *unfinished) error {
 func (j *Journal) checkpointed(c *unfinished) {
 	j.ckpt.lsn, j.ckpt.at, j.ckpt.bytes = c.lsn, time.Now(), c.bytes
 	j.ckpt.seen = j.log.Last()
+	j.tree.retry()
 }
 
 // loosenLocked marks the loose bytes of files without unapplied records as being
@@ -156,11 +164,14 @@ type checkpointData struct {
 	clean    bool
 	fs       uint64    // id of the file system
 	cage     vfs.Ident // of the journal's directory: a copy has another
+	root     vfs.Ident // of the export
 	nextID   proto.FileID
 	clients  map[uint32]string
 	sessions map[proto.SessionID]*session
 	lost     lost
-	nodes    []*node
+	runs     []runs.Name // of the table of files
+	since    runs.Sorted // what has changed in it since them
+	view     *runs.View  // of these runs; not when it was read
 }
 
 // snapshotLocked copies the state up to the newest applied record. Records that
@@ -193,10 +204,8 @@ func (j *Journal) snapshotLocked() *checkpointData {
 	j.adoptMu.Lock()
 	ck.nextID = j.idLimit
 	j.adoptMu.Unlock()
-	j.tree.each(func(n *node) bool {
-		ck.nodes = append(ck.nodes, n)
-		return true
-	})
+	ck.view, ck.since = j.tree.snapshot()
+	ck.runs = ck.view.Names()
 	return ck
 }
 
@@ -204,12 +213,14 @@ const (
 	checkpointName    = "checkpoint"
 	checkpointTemp    = "checkpoint.new"
 	checkpointMagic   = "CAGECKP\n"
-	checkpointVersion = 1
+	checkpointVersion = 2
+	checkpointHeader  = len(checkpointMagic) + 8
 )
 
-// writeCheckpoint replaces the checkpoint file: new name, sync, rename, sync. It
-// writes over what keepRoom left under the new name, so that it works on a full
-// disk: only after a checkpoint can history give way there.
+// writeCheckpoint replaces the checkpoint file: it writes over the one before,
+// under the name of the new one, syncs, exchanges the names, syncs. That file is
+// as long as keepRoom has made it, whatever is in it, so that this works on a
+// full disk: only after a checkpoint can history give way there.
 func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 	st, err := j.opts.FS.StatFS()
 	if err != nil {
@@ -219,7 +230,11 @@ func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 	if err != nil {
 		return err
 	}
-	ck.fs, ck.cage = st.ID, self.Ident
+	root, err := j.tree.root.StatSelf()
+	if err != nil {
+		return err
+	}
+	ck.fs, ck.cage, ck.root = st.ID, self.Ident, root.Ident
 	f, err := j.tree.cage.Open(checkpointTemp, true)
 	if errors.Is(err, syscall.ENOENT) {
 		f, err = j.tree.cage.Create(checkpointTemp, 0o600)
@@ -230,16 +245,16 @@ func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 	b := encodeCheckpoint(ck)
 	_, err = f.WriteAt(b, 0)
 	if err == nil {
-		err = f.Truncate(int64(len(b)))
-	}
-	if err == nil {
 		err = f.Sync()
 	}
 	if e := f.Close(); err == nil {
 		err = e
 	}
 	if err == nil {
-		err = j.tree.cage.Rename(checkpointTemp, j.tree.cage, checkpointName, 0)
+		err = j.tree.cage.Rename(checkpointTemp, j.tree.cage, checkpointName, vfs.RenameExchange)
+		if errors.Is(err, syscall.ENOENT) { // the first one
+			err = j.tree.cage.Rename(checkpointTemp, j.tree.cage, checkpointName, vfs.RenameNoReplace)
+		}
 	}
 	if err == nil {
 		err = j.tree.cage.Sync()
@@ -247,25 +262,44 @@ func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 	if err != nil {
 		return errors.Join(status.Wrap(err, "write", "checkpoint"), j.dropRoom())
 	}
-	return j.keepRoom(len(b))
+	return j.keepRoom(int64(len(b)) + 3*j.tree.limit + minRoom)
 }
 
-// minRoom is what is kept for the next checkpoint besides twice the size of this one.
+// minRoom is what the next checkpoint may be larger, besides changes of the
+// table, which are at most three times their limit: frozen ones, and others until
+// table.room lets no more in.
 const minRoom = 64 << 10
 
-// keepRoom takes space for the next checkpoint while there is some.
-func (j *Journal) keepRoom(size int) error {
-	f, err := j.tree.cage.Create(checkpointTemp, 0o600)
+// keepRoom makes the file that the next checkpoint is written over so long,
+// while there is space. It may be longer.
+func (j *Journal) keepRoom(size int64) error {
+	f, err := j.tree.cage.Open(checkpointTemp, true)
+	if errors.Is(err, syscall.ENOENT) {
+		f, err = j.tree.cage.Create(checkpointTemp, 0o600)
+	}
 	if err == nil {
-		_, err = f.WriteAt(make([]byte, 2*size+minRoom), 0)
+		err = lengthen(f, size)
 		if e := f.Close(); err == nil {
 			err = e
 		}
-		if status.Of(err) == status.NoSpace {
-			return j.dropRoom()
-		}
+	}
+	if status.Of(err) == status.NoSpace { // what there was stays
+		err = nil
 	}
 	return status.Wrap(err, "keep room for", "checkpoint")
+}
+
+// lengthen writes zeros behind the end of a file.
+func lengthen(f vfs.File, size int64) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 64<<10)
+	for at := info.Size; at < size && err == nil; at += int64(len(zeros)) {
+		_, err = f.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at)
+	}
+	return err
 }
 
 // dropRoom removes what may be half written.
@@ -277,7 +311,7 @@ func (j *Journal) dropRoom() error {
 }
 
 func encodeCheckpoint(ck *checkpointData) []byte {
-	b := []byte(checkpointMagic)
+	b := append([]byte(checkpointMagic), make([]byte, 8)...)
 	num := func(vs ...uint64) {
 		for _, v := range vs {
 			b = binary.AppendUvarint(b, v)
@@ -287,7 +321,7 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 		num(uint64(len(s)))
 		b = append(b, s...)
 	}
-	num(checkpointVersion, uint64(ck.lsn), uint64(ck.boot), bit(ck.clean), ck.fs, ck.cage.Ino, uint64(ck.cage.Btime), uint64(ck.nextID))
+	num(checkpointVersion, uint64(ck.lsn), uint64(ck.boot), bit(ck.clean), ck.fs, ck.cage.Ino, uint64(ck.cage.Btime), ck.root.Ino, uint64(ck.root.Btime), uint64(ck.nextID))
 	num(uint64(len(ck.clients)))
 	for n, name := range ck.clients {
 		num(uint64(n))
@@ -301,17 +335,16 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 			num(uint64(seq), uint64(r.code), uint64(r.lsn), uint64(r.id), r.n)
 		}
 	}
-	num(uint64(len(ck.nodes)))
-	for _, n := range ck.nodes {
-		num(uint64(n.id), n.ident.Ino, uint64(n.ident.Btime), uint64(n.typ), uint64(n.change), uint64(n.ctime), uint64(len(n.names)))
-		for _, p := range n.names {
-			num(uint64(p.dir))
-			str(p.name)
-		}
-		num(uint64(len(n.graves)))
-		for _, g := range n.graves {
-			num(uint64(g))
-		}
+	num(uint64(len(ck.runs)))
+	for _, r := range ck.runs {
+		num(r.Number, uint64(r.Sum))
+	}
+	num(uint64(len(ck.since)))
+	for _, e := range ck.since {
+		num(uint64(len(e.Key)))
+		b = append(b, e.Key...)
+		num(bit(e.Value != nil), uint64(len(e.Value)))
+		b = append(b, e.Value...)
 	}
 	num(uint64(len(ck.lost)))
 	for id, spans := range ck.lost {
@@ -320,6 +353,7 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 			num(uint64(s.from), uint64(s.to), uint64(s.session), uint64(s.seq))
 		}
 	}
+	binary.LittleEndian.PutUint64(b[len(checkpointMagic):], uint64(len(b)+4))
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
@@ -330,8 +364,8 @@ func bit(b bool) uint64 {
 	return 0
 }
 
-// loadCheckpoint reads the checkpoint and fills the table, sessions and clients
-// from it. A journal without one is new, or was cut before its first.
+// loadCheckpoint reads the checkpoint. A journal without one is new, or was cut
+// before its first.
 func (j *Journal) loadCheckpoint() (*checkpointData, error) {
 	f, err := j.tree.cage.Open(checkpointName, false)
 	if errors.Is(err, syscall.ENOENT) {
@@ -341,12 +375,8 @@ func (j *Journal) loadCheckpoint() (*checkpointData, error) {
 		return nil, status.Wrap(err, "open", "checkpoint")
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	b, err := readCheckpoint(f)
 	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, info.Size)
-	if n, err := f.ReadAt(b, 0); n != len(b) && err != nil && err != io.EOF {
 		return nil, status.Wrap(err, "read", "checkpoint")
 	}
 	ck, err := decodeCheckpoint(b)
@@ -354,6 +384,26 @@ func (j *Journal) loadCheckpoint() (*checkpointData, error) {
 		return nil, status.Wrap(err, "read", "checkpoint")
 	}
 	return ck, j.checkHome(ck)
+}
+
+// readCheckpoint reads a checkpoint without the room behind it.
+func readCheckpoint(f vfs.File) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	n := int64(checkpointHeader)
+	if info.Size < n {
+		return nil, status.New(status.Damaged, "", "")
+	}
+	head, err := readFull(f, 0, n)
+	if err != nil {
+		return nil, err
+	}
+	if size := binary.LittleEndian.Uint64(head[len(checkpointMagic):]); string(head[:len(checkpointMagic)]) == checkpointMagic && size <= uint64(info.Size) {
+		n = int64(size)
+	}
+	return readFull(f, 0, n)
 }
 
 // checkHome refuses a journal that was copied: its table names inodes of another tree.
@@ -373,29 +423,27 @@ func (j *Journal) checkHome(ck *checkpointData) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range ck.nodes {
-		if n.id == proto.RootID && n.ident != root.Ident {
-			return status.Newf(status.Conflict, "open journal", DirName, "this is the journal of another directory")
-		}
+	if root.Ident != ck.root {
+		return status.Newf(status.Conflict, "open journal", DirName, "this is the journal of another directory")
 	}
 	return nil
 }
 
 func decodeCheckpoint(b []byte) (*checkpointData, error) {
 	damaged := status.New(status.Damaged, "", "")
-	if len(b) < len(checkpointMagic)+4 || string(b[:len(checkpointMagic)]) != checkpointMagic {
+	if len(b) < checkpointHeader+4 || string(b[:len(checkpointMagic)]) != checkpointMagic {
 		return nil, damaged
 	}
 	body := b[:len(b)-4]
 	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
 		return nil, damaged
 	}
-	d := checkpointDecoder{b: body[len(checkpointMagic):]}
+	d := decoder{b: body[checkpointHeader:]}
 	if v := d.num(); v != checkpointVersion {
 		return nil, status.Newf(status.Version, "", "", "it is of version %d, this program reads %d", v, checkpointVersion)
 	}
 	ck := &checkpointData{lsn: proto.LSN(d.num()), boot: uint32(d.num()), clean: d.num() == 1, fs: d.num(),
-		cage: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, nextID: proto.FileID(d.num()),
+		cage: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, root: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, nextID: proto.FileID(d.num()),
 		clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}, lost: lost{}}
 	for range d.count() {
 		n := uint32(d.num())
@@ -414,16 +462,15 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 		ck.sessions[id] = s
 	}
 	for range d.count() {
-		n := &node{id: proto.FileID(d.num()), ident: vfs.Ident{Ino: d.num(), Btime: int64(d.num())},
-			typ: uint32(d.num()), change: proto.LSN(d.num()), ctime: int64(d.num())}
-		for range d.count() {
-			dir := proto.FileID(d.num())
-			n.names = append(n.names, place{dir, d.str()})
+		ck.runs = append(ck.runs, runs.Name{Number: d.num(), Sum: uint32(d.num())})
+	}
+	for range d.count() {
+		e := runs.Entry{Key: d.bytes()}
+		there := d.num() == 1
+		if value := d.bytes(); there {
+			e.Value = value
 		}
-		for range d.count() {
-			n.graves = append(n.graves, proto.LSN(d.num()))
-		}
-		ck.nodes = append(ck.nodes, n)
+		ck.since = append(ck.since, e)
 	}
 	for range d.count() {
 		id := proto.FileID(d.num())
@@ -436,37 +483,4 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 		return nil, damaged
 	}
 	return ck, nil
-}
-
-// checkpointDecoder fails once and stays failed.
-type checkpointDecoder struct {
-	b      []byte
-	failed bool
-}
-
-func (d *checkpointDecoder) num() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.failed, d.b = true, nil
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-// count is a number of things of at least a byte each.
-func (d *checkpointDecoder) count() uint64 {
-	v := d.num()
-	if v > uint64(len(d.b)) {
-		d.failed, d.b = true, nil
-		return 0
-	}
-	return v
-}
-
-func (d *checkpointDecoder) str() string {
-	n := d.count()
-	s := strings.Clone(string(d.b[:n]))
-	d.b = d.b[n:]
-	return s
 }

@@ -274,8 +274,8 @@ func (j *Journal) await(ctx context.Context, ok func() bool) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if j.failure != nil {
-			return j.failure
+		if err := j.failureLocked(); err != nil {
+			return err
 		}
 		if j.stopped {
 			return status.New(status.Draining, "", "journal")
@@ -358,7 +358,7 @@ func (j *Journal) commitBatch() {
 		j.queueMu.Lock()
 		batch := j.queue
 		j.queue, j.queued = nil, 0
-		failure := j.failure
+		failure := j.failureLocked()
 		j.queueMu.Unlock()
 		if failure == nil && (len(batch) > 0 || j.log.Pending() > 0) {
 			j.written += int64(j.log.Pending())
@@ -537,6 +537,10 @@ func (j *Journal) done(p *pending) {
 func (j *Journal) fail(err error) {
 	j.queueMu.Lock()
 	defer j.queueMu.Unlock()
+	j.failLocked(err)
+}
+
+func (j *Journal) failLocked(err error) {
 	if j.failure == nil {
 		j.failure = status.Newf(status.IO, "", "journal", "export is read-only since: %w", err)
 		j.opts.Log.Error().Err(err).Msg("journal failed; the export is read-only until the server is started again")
@@ -547,6 +551,14 @@ func (j *Journal) fail(err error) {
 func (j *Journal) failedErr() error {
 	j.queueMu.Lock()
 	defer j.queueMu.Unlock()
+	return j.failureLocked()
+}
+
+// failureLocked also takes notice of a table that has failed. queueMu is held.
+func (j *Journal) failureLocked() error {
+	if err := j.tree.failure(); err != nil {
+		j.failLocked(err)
+	}
 	return j.failure
 }
 
@@ -554,7 +566,7 @@ func (j *Journal) usable() error {
 	j.queueMu.Lock()
 	defer j.queueMu.Unlock()
 	switch {
-	case j.failure != nil:
+	case j.failureLocked() != nil:
 		return j.failure
 	case j.stopped:
 		return status.New(status.Draining, "", "journal")

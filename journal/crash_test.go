@@ -25,12 +25,13 @@ type shot struct {
 	attrs    map[string]string
 	contents map[string][]byte
 	ids      map[string]proto.FileID
+	table    string // what the table of files says
 }
 
 // snapshot walks an export through its journal.
 func snapshot(t testing.TB, j *Journal) shot {
 	t.Helper()
-	s := shot{map[string]string{}, map[string][]byte{}, map[string]proto.FileID{}}
+	s := shot{map[string]string{}, map[string][]byte{}, map[string]proto.FileID{}, ""}
 	var walk func(id proto.FileID, path string)
 	walk = func(id proto.FileID, path string) {
 		require.NoError(t, j.ReadDir(id, 0, true, func(e proto.DirEntry) bool {
@@ -71,6 +72,7 @@ func snapshot(t testing.TB, j *Journal) shot {
 		}))
 	}
 	walk(proto.RootID, "")
+	s.table = dumpTable(t, j.tree.table)
 	return s
 }
 
@@ -110,6 +112,9 @@ func (want shot) diff(got shot, missing []Missing) string {
 		if _, ok := want.attrs[p]; !ok {
 			fmt.Fprintf(&out, "%s should not be there\n", p)
 		}
+	}
+	if want.table != got.table {
+		fmt.Fprintf(&out, "the table is\n%s, want\n%s", got.table, want.table)
 	}
 	return out.String()
 }
@@ -396,7 +401,7 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 func checkCut(t *testing.T, c cut, states []shot) string {
 	again := c.disk.Clone()
 	var problem string
-	j, rep, err := Open(context.Background(), optionsOn(c.disk, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40}))
+	j, rep, err := Open(context.Background(), optionsOn(c.disk, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40, TableChanges: 1 << 9}))
 	if err != nil {
 		return err.Error()
 	}
@@ -454,7 +459,7 @@ func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Repor
 			second = disk.Crash(rng)
 		}
 	}
-	j, _, err := Open(context.Background(), optionsOn(disk, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40}))
+	j, _, err := Open(context.Background(), optionsOn(disk, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40, TableChanges: 1 << 9}))
 	if err != nil {
 		return err.Error()
 	}
@@ -464,7 +469,7 @@ func checkInterruptedRecovery(t *testing.T, disk *vfs.Mem, want shot, rep *Repor
 	if err := j.Close(); err != nil || second == nil {
 		return ""
 	}
-	j, rep2, err := Open(context.Background(), optionsOn(second, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40}))
+	j, rep2, err := Open(context.Background(), optionsOn(second, Options{SegmentSize: 256 << 10, HistoryCap: 1 << 40, TableChanges: 1 << 9}))
 	if err != nil {
 		return "after a cut in recovery: " + err.Error()
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/runs"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -231,7 +232,7 @@ func (e *testExport) openHandles() (ids []proto.FileID) {
 // TestHistoryStaysBelowItsCap and takes its graves along.
 func TestHistoryStaysBelowItsCap(t *testing.T) {
 	disk := vfs.NewMem(1)
-	j, _, err := Open(context.Background(), Options{FS: disk, SegmentSize: 64 << 10, CheckpointBytes: 32 << 10, HistoryCap: 512 << 10})
+	j, _, err := Open(context.Background(), Options{FS: disk, SegmentSize: 64 << 10, CheckpointBytes: 32 << 10, HistoryCap: 512 << 10, TableChanges: 2 << 10})
 	require.NoError(t, err)
 	e := &testExport{Journal: j, t: t, fs: disk, ses: testSession, ack: true}
 	require.NoError(t, j.OpenSession(testSession, 1, "key"))
@@ -263,10 +264,10 @@ func TestHistoryStaysBelowItsCap(t *testing.T) {
 	}))
 	require.Less(t, graves, 1500)
 	nodes := 0
-	e.tree.each(func(*node) bool {
+	require.NoError(t, e.tree.each(func(node) bool {
 		nodes++
 		return true
-	})
+	}))
 	require.Less(t, nodes, 1500, "files that are nowhere any more are forgotten")
 }
 
@@ -337,7 +338,7 @@ func TestConcurrentSessionsSurviveCuts(t *testing.T) {
 // TestMissingCheckpointIsDamage: the log alone does not say what was before it.
 func TestMissingCheckpointIsDamage(t *testing.T) {
 	disk := vfs.NewMem(1)
-	o := Options{FS: disk, SegmentSize: 64 << 10, CheckpointBytes: 32 << 10, HistoryCap: 128 << 10}
+	o := Options{FS: disk, SegmentSize: 64 << 10, CheckpointBytes: 32 << 10, HistoryCap: 128 << 10, TableChanges: 2 << 10}
 	j, _, err := Open(context.Background(), o)
 	require.NoError(t, err)
 	e := &testExport{Journal: j, t: t, fs: disk}
@@ -358,7 +359,7 @@ func TestMissingCheckpointIsDamage(t *testing.T) {
 // FuzzCheckpoint: no bytes make the decoder panic or allocate without end.
 func FuzzCheckpoint(f *testing.F) {
 	ck := &checkpointData{lsn: 7, clients: map[uint32]string{1: "c"}, sessions: map[proto.SessionID]*session{9: newSession(1, "k")},
-		nodes: []*node{{id: 5, typ: proto.ModeDir, names: []place{{1, "n"}}, graves: []proto.LSN{3}}}}
+		runs: []runs.Name{{Number: 3, Sum: 4}}, since: runs.Sorted{{Key: []byte("k"), Value: []byte("v")}, {Key: []byte("l")}}}
 	f.Add(encodeCheckpoint(ck))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -427,7 +428,7 @@ func TestReplannedChangeKeepsItsTurn(t *testing.T) {
 
 // TestLargestOverwriteFitsASmallDisk: a segment holds any record.
 func TestLargestOverwriteFitsASmallDisk(t *testing.T) {
-	j, _, err := Open(t.Context(), Options{FS: vfs.NewMem(1), SegmentSize: minSegment, HistoryCap: 1 << 40})
+	j, _, err := Open(t.Context(), Options{FS: vfs.NewMem(1), SegmentSize: minSegment, HistoryCap: 1 << 40, TableChanges: 2 << 10})
 	require.NoError(t, err)
 	e := &testExport{Journal: j, t: t, ses: testSession, ack: true}
 	require.NoError(t, j.OpenSession(testSession, 1, "key"))
@@ -567,7 +568,7 @@ func TestPruningThatFailsStopsNothing(t *testing.T) {
 		}
 		return nil
 	})
-	j, _, err := Open(t.Context(), Options{FS: fs, SegmentSize: 64 << 10, CheckpointBytes: 16 << 10, HistoryCap: 64 << 10})
+	j, _, err := Open(t.Context(), Options{FS: fs, SegmentSize: 64 << 10, CheckpointBytes: 16 << 10, HistoryCap: 64 << 10, TableChanges: 2 << 10})
 	require.NoError(t, err)
 	e := &testExport{Journal: j, t: t, ses: testSession, ack: true}
 	require.NoError(t, j.OpenSession(testSession, 1, "key"))

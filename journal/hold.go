@@ -21,7 +21,7 @@ type holds struct {
 // hold counts an open of a file, so that pruning leaves its graves alone.
 func (j *Journal) hold(id proto.FileID) error {
 	if _, ok := j.tree.get(id); !ok {
-		return stale(id)
+		return j.tree.missing(id)
 	}
 	j.holdMu.Lock()
 	defer j.holdMu.Unlock()

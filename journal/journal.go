@@ -35,6 +35,8 @@ type Options struct {
 	SegmentSize     int64             // of the log; 0: by the size of the file system, at most 64 MiB
 	CheckpointBytes int64             // of the log between checkpoints; 0: 128 MiB
 	HistoryCap      int64             // bytes of log and graves above which the oldest history goes; 0: a fifth of the file system
+	TableCache      int64             // bytes of blocks of the table of files in memory; 0: 64 MiB
+	TableChanges    int64             // bytes of changes of the table from which on they are written as a run; 0: by the size of the file system, at most 4 MiB
 	ReadOnly        bool              // no recovery, no writing: for tools beside a stopped server
 	Grace           time.Duration     // after the start, how long sessions may take to come back before removed files that they had open may go; 0: 10 minutes
 	Now             func() proto.Time // nil: the system's clock

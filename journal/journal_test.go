@@ -31,7 +31,7 @@ const testSession = proto.SessionID(77)
 func openOn(t testing.TB, fs vfs.FS) (*testExport, *Report) {
 	t.Helper()
 	j, rep, err := Open(context.Background(), optionsOn(fs, Options{SegmentSize: 256 << 10, CheckpointBytes: 48 << 10,
-		HistoryCap: 1 << 40, Log: zerolog.New(io.Discard)}))
+		HistoryCap: 1 << 40, TableChanges: 2 << 10, Log: zerolog.New(io.Discard)}))
 	require.NoError(t, err)
 	e := &testExport{Journal: j, t: t, fs: fs, ses: testSession}
 	if seq, err := j.ResumeSession(testSession, "key"); err == nil {

@@ -141,7 +141,7 @@ type contents struct {
 }
 
 // gather goes through the records for contents and attributes.
-func (r *recovery) gather() *contents {
+func (r *recovery) gather() (*contents, error) {
 	c := &contents{layouts: map[proto.FileID]*layout{}, attrs: map[proto.FileID]*record.Attrs{},
 		atime: map[proto.FileID]bool{}, mtime: map[proto.FileID]bool{}, xattrs: map[proto.FileID]map[string]*record.Record{}}
 	attrs := func(id proto.FileID) *record.Attrs {
@@ -156,7 +156,8 @@ func (r *recovery) gather() *contents {
 			attrs(id).Mtime, c.mtime[id] = t, true
 		}
 	}
-	for _, rec = range r.recs {
+	err := r.replay(func(now *record.Record) {
+		rec = now
 		switch rec.Kind {
 		case record.Make:
 			*attrs(rec.ID) = rec.New
@@ -198,13 +199,16 @@ func (r *recovery) gather() *contents {
 				mtime(rec.ID, rec.Time)
 			}
 		}
-	}
-	return c
+	})
+	return c, err
 }
 
 // restoreContents brings bytes, attributes and times to what the log says (step 10).
 func (r *recovery) restoreContents(ctx context.Context) error {
-	c := r.gather()
+	c, err := r.gather()
+	if err != nil {
+		return err
+	}
 	t := r.j.tree
 	for _, id := range sortedIDs(c.layouts) {
 		if err := ctx.Err(); err != nil {

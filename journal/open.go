@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/runs"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/journal/wal"
 	"cagefs.dev/cage/remote/proto"
@@ -125,6 +126,9 @@ func (j *Journal) start(ctx context.Context) (*Report, error) {
 	if err := j.openTree(); err != nil {
 		return nil, err
 	}
+	if err := j.openTable(ck); err != nil {
+		return nil, err
+	}
 	st, err := j.opts.FS.StatFS()
 	if err != nil {
 		return nil, err
@@ -202,11 +206,54 @@ func (j *Journal) openTree() (err error) {
 	if info.Btime == 0 {
 		return status.Newf(status.Unsupported, "", "", "the file system knows no birth times; a journal needs them to tell files apart")
 	}
-	t.setRoot(info.Ident)
 	if j.opts.ReadOnly {
 		return nil
 	}
 	return j.probe()
+}
+
+// The table's part of memory, where Options do not say.
+const (
+	defaultTableCache   = 64 << 20
+	defaultTableChanges = 4 << 20
+	minTableChanges     = 64 << 10
+)
+
+// openTable opens the table of files as a checkpoint says it is.
+func (j *Journal) openTable(ck *checkpointData) (err error) {
+	t := j.tree
+	if t.runs, err = subdir(t.cage, "table", j.opts.ReadOnly); err != nil {
+		return status.Wrap(err, "open journal", "table")
+	}
+	cache, limit := j.opts.TableCache, j.opts.TableChanges
+	if cache == 0 {
+		cache = defaultTableCache
+	}
+	if limit == 0 {
+		st, err := j.opts.FS.StatFS()
+		if err != nil {
+			return err
+		}
+		limit = min(defaultTableChanges, max(minTableChanges, int64(st.Blocks)*int64(st.BlockSize)/512))
+	}
+	since := newChanges()
+	for _, e := range ck.since {
+		if err := since.add(e); err != nil {
+			return status.Wrap(err, "read", "checkpoint")
+		}
+	}
+	store, err := runs.Open(runs.Options{Dir: t.runs, Names: ck.runs, Cache: runs.NewCache(cache),
+		ReadOnly: j.opts.ReadOnly, Log: j.opts.Log, Failed: t.fail})
+	if err != nil {
+		return status.Wrap(err, "open journal", "table")
+	}
+	t.open(store, since, limit, !j.opts.ReadOnly, j.opts.Log)
+	root, err := t.root.StatSelf()
+	if err != nil {
+		return err
+	}
+	t.setRoot(root.Ident)
+	return t.failure()
 }
 
 // subdir opens a directory, making it 0700 if it is not there.
@@ -299,7 +346,8 @@ func (j *Journal) release() (err error) {
 		return err
 	}
 	t.closeHandles()
-	for _, d := range []vfs.Dir{t.stage, t.grave, t.cage, t.root} {
+	t.table.close()
+	for _, d := range []vfs.Dir{t.runs, t.stage, t.grave, t.cage, t.root} {
 		if d != nil {
 			d.Close()
 		}

@@ -116,6 +116,9 @@ func (j *Journal) identify(at place, info vfs.Info) (proto.FileID, error) {
 	if id, ok := j.tree.find(at, info.Ident); ok {
 		return id, nil
 	}
+	if err := j.tree.room(); err != nil { // also when it is not known because the table cannot be read
+		return 0, err
+	}
 	id, err := j.newID()
 	if err != nil {
 		return 0, err

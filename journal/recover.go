@@ -3,8 +3,6 @@ package journal
 import (
 	"context"
 
-	"slices"
-
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
@@ -21,9 +19,9 @@ type recovery struct {
 	j      *Journal
 	report *Report
 	ck     *checkpointData
-	recs   []*record.Record // that count, after the checkpoint, without images
+	last   proto.LSN // newest record when it began
 	dead   map[proto.LSN]bool
-	made   map[proto.FileID]*record.Record  // Make records
+	made   map[proto.FileID]proto.LSN       // Make records
 	places map[vfs.Ident]map[place]bool     // where an inode may be found
 	want   map[vfs.Ident]map[place]bool     // where it belongs
 	owner  map[vfs.Ident]proto.FileID       // 0: bytes that a truncation or a hole took away
@@ -43,7 +41,7 @@ const (
 
 // recover brings table, tree and sessions to the end of the log.
 func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, error) {
-	r := &recovery{j: j, ck: ck, report: &Report{}, dead: map[proto.LSN]bool{}, made: map[proto.FileID]*record.Record{},
+	r := &recovery{j: j, ck: ck, report: &Report{}, dead: map[proto.LSN]bool{}, made: map[proto.FileID]proto.LSN{},
 		places: map[vfs.Ident]map[place]bool{}, want: map[vfs.Ident]map[place]bool{}, owner: map[vfs.Ident]proto.FileID{},
 		moved: map[proto.FileID]bool{}, dirs: map[proto.FileID]map[string]bool{}, opened: map[proto.FileID]vfs.Dir{},
 		parked: map[vfs.Ident][]string{}}
@@ -60,8 +58,11 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 	r.report.Boot = ck.boot + 1
 	j.boot = r.report.Boot
 	if j.opts.ReadOnly {
-		for _, rec := range r.recs {
-			j.tree.apply(rec)
+		if err := r.replay(j.tree.apply); err != nil {
+			return nil, err
+		}
+		if err := j.tree.failure(); err != nil {
+			return nil, err
 		}
 		j.applied = j.log.Durable()
 		return r.report, nil
@@ -74,7 +75,7 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 
 // loadState takes over what the checkpoint holds (step 1).
 func (r *recovery) loadState() {
-	j, t := r.j, r.j.tree
+	j := r.j
 	j.nextID, j.idLimit = r.ck.nextID, r.ck.nextID
 	j.sessions = r.ck.sessions
 	if j.sessions == nil {
@@ -86,14 +87,17 @@ func (r *recovery) loadState() {
 	for n, name := range r.ck.clients {
 		j.setClient(n, name)
 	}
-	t.load(r.ck.nodes)
 }
 
 // forgetPruned drops the graves that went with old history after the checkpoint.
 func (r *recovery) forgetPruned() error {
 	t, oldest := r.j.tree, r.j.oldest()
 	r.j.hist.forget(oldest)
-	for _, g := range t.gravesBelow(oldest) {
+	graves, err := t.gravesBelow(oldest)
+	if err != nil {
+		return err
+	}
+	for _, g := range graves {
 		if _, err := t.grave.Stat(graveName(g.lsn)); notThere(err) {
 			t.dropGrave(g.id, g.lsn)
 		} else if err != nil {
@@ -104,53 +108,76 @@ func (r *recovery) forgetPruned() error {
 }
 
 // readLog scans what history is kept: all of it for the index, what is after the
-// checkpoint for the replay (steps 2 and 3). Cancelled records and transactions
-// without an end never happened.
+// checkpoint for the state of sessions. Which records were cancelled is known at
+// its end: then replay can go through those after the checkpoint (steps 2 and 3).
 func (r *recovery) readLog() error {
 	j := r.j
-	var txn []*record.Record
-	take := func(rec *record.Record) {
-		j.hist.add(rec)
-		if rec.LSN > r.ck.lsn {
-			r.recs = append(r.recs, rec)
-		}
-	}
-	err := j.log.Scan(j.log.Oldest(), false, func(rec *record.Record) error {
+	r.last = j.log.Durable()
+	err := r.committed(j.log.Oldest(), func(rec *record.Record) {
 		if rec.LSN > r.ck.lsn {
 			r.state(rec)
 		}
-		switch {
-		case rec.Kind == record.Prune:
+		switch rec.Kind {
+		case record.Prune:
 			j.horizon.Store(uint64(rec.Upto))
-		case rec.Kind == record.Begin:
-			txn = []*record.Record{rec}
-		case rec.Kind == record.Cancel:
+		case record.Cancel:
 			r.dead[rec.Upto] = true
 			j.hist.cancel(rec.Upto)
-		case rec.Kind == record.Commit && len(txn) > 0 && txn[0].LSN == rec.Txn:
-			for _, t := range txn {
-				take(t)
-			}
-			take(rec)
-			txn = nil
-		case rec.Txn != 0:
-			if len(txn) > 0 && txn[0].LSN == rec.Txn {
-				txn = append(txn, rec)
-			}
-		default:
-			take(rec)
 		}
-		return nil
-	})
-	r.recs = slices.DeleteFunc(r.recs, func(rec *record.Record) bool { return r.dead[rec.LSN] })
-	for _, rec := range r.recs {
+	}, j.hist.add)
+	if err != nil {
+		return err
+	}
+	return r.replay(func(rec *record.Record) {
 		switch rec.Kind {
 		case record.Adopt, record.Local, record.Checkpoint, record.Boot, record.IDs, record.Client, record.Session:
 		default:
 			r.report.Replayed++
 		}
-	}
-	return err
+	})
+}
+
+// replay calls f for the records after the checkpoint that happened, in the
+// order in which they were applied. They are read from the log each time: there
+// may be too many to keep them all.
+func (r *recovery) replay(f func(*record.Record)) error {
+	return r.committed(r.ck.lsn+1, nil, func(rec *record.Record) {
+		if rec.LSN > r.ck.lsn && !r.dead[rec.LSN] {
+			f(rec)
+		}
+	})
+}
+
+// committed goes through the log from a record on up to where it ended when
+// recovery began. It calls all, if not nil, for each record, and done for those
+// that count: a transaction's when its end is there, other records meanwhile
+// before that; cancelled ones are among them.
+func (r *recovery) committed(from proto.LSN, all, done func(*record.Record)) error {
+	var txn []*record.Record
+	return r.j.log.Scan(from, false, func(rec *record.Record) error {
+		if rec.LSN > r.last { // recovery's own
+			return nil
+		}
+		if all != nil {
+			all(rec)
+		}
+		switch {
+		case rec.Kind == record.Cancel:
+		case rec.Kind == record.Begin:
+			txn = []*record.Record{rec}
+		case rec.Txn == 0:
+			done(rec)
+		case len(txn) == 0 || txn[0].LSN != rec.Txn:
+		case rec.Kind == record.Commit:
+			for _, t := range append(txn, rec) {
+				done(t)
+			}
+			txn = nil
+		default:
+			txn = append(txn, rec)
+		}
+		return nil
+	})
 }
 
 // state follows sessions, clients and file numbers.
@@ -170,7 +197,9 @@ func (r *recovery) state(rec *record.Record) {
 
 // restoreTree brings the tree to where table and log say it is (steps 4 to 10).
 func (r *recovery) restoreTree(ctx context.Context) error {
-	r.collect()
+	if err := r.collect(); err != nil {
+		return err
+	}
 	if err := r.open(); err != nil {
 		return err
 	}
@@ -189,7 +218,10 @@ func (r *recovery) restoreTree(ctx context.Context) error {
 	if err := r.cleanStage(); err != nil {
 		return err
 	}
-	return r.restoreContents(ctx)
+	if err := r.restoreContents(ctx); err != nil {
+		return err
+	}
+	return r.j.tree.failure()
 }
 
 // finish makes the recovered state the new beginning (step 11).
@@ -218,8 +250,9 @@ func (r *recovery) closeDirs() {
 }
 
 // collect goes through the records, moves the table forward, and notes for each
-// inode that a name record concerns where it was on its way and where it belongs (step 4).
-func (r *recovery) collect() {
+// inode that a name record concerns where it was on its way and where it belongs
+// (step 4). An adoption moves nothing, and there may be very many.
+func (r *recovery) collect() error {
 	t := r.j.tree
 	touch := func(id proto.FileID) {
 		n, ok := t.get(id)
@@ -234,10 +267,15 @@ func (r *recovery) collect() {
 			r.mayBe(n.ident, place{graveDir, graveName(g)})
 		}
 	}
-	for _, rec := range r.recs {
+	err := r.replay(func(rec *record.Record) {
 		switch rec.Kind {
+		case record.Adopt:
+			if rec.Flag&record.FlagRecovered == 0 {
+				t.apply(rec)
+				return
+			}
 		case record.Make:
-			r.made[rec.ID] = rec
+			r.made[rec.ID] = rec.LSN
 			r.mayBe(vfs.Ident(rec.Inode), place{stageDir, stageName(rec.ID)})
 		case record.Remove:
 			r.mayBe(vfs.Ident(rec.Inode), place{graveDir, graveName(rec.LSN)})
@@ -257,6 +295,9 @@ func (r *recovery) collect() {
 		t.apply(rec)
 		touch(rec.ID)
 		touch(rec.Victim)
+	})
+	if err != nil {
+		return err
 	}
 	for id := range r.moved {
 		n, ok := t.get(id)
@@ -272,6 +313,7 @@ func (r *recovery) collect() {
 		}
 		r.want[n.ident], r.owner[n.ident] = w, id
 	}
+	return t.failure()
 }
 
 func (r *recovery) mayBe(i vfs.Ident, p place) {

@@ -341,7 +341,7 @@ func (r *recovery) remakeMissing() error {
 			continue
 		}
 		id := r.owner[ident]
-		if r.made[id] == nil { // a process of the server removed it
+		if r.made[id] == 0 { // a process of the server removed it
 			delete(r.want, ident)
 			r.vanished(id)
 			continue
@@ -355,13 +355,16 @@ func (r *recovery) remakeMissing() error {
 
 func (r *recovery) remake(id proto.FileID, old vfs.Ident) error {
 	t := r.j.tree
-	fresh := *r.made[id]
+	fresh, err := r.j.log.Read(r.made[id], false)
+	if err != nil {
+		return err
+	}
 	if info, err := t.stage.Stat(stageName(id)); err == nil { // of a recovery that was cut before it logged it
 		if err := removeTree(t.stage, stageName(id), info); err != nil {
 			return err
 		}
 	}
-	if err := r.j.stageInode(&fresh); err != nil {
+	if err := r.j.stageInode(fresh); err != nil {
 		return err
 	}
 	rec := &record.Record{Kind: record.Adopt, Flag: record.FlagRecovered, ID: id, Inode: fresh.Inode}

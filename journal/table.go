@@ -3,8 +3,10 @@ package journal
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/runs"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -17,84 +19,89 @@ type place struct {
 }
 
 // node is what the journal knows of a file: its inode and where it hangs.
-// Guarded by table.mu.
 type node struct {
 	id     proto.FileID
 	ident  vfs.Ident
-	typ    uint32                  // S_IF*
-	names  []place                 // in the tree; more than one: hard links
-	graves []proto.LSN             // graves that hold this inode, ascending
-	change proto.LSN               // newest change of the file or of its entries
-	ctime  int64                   // inode's ctime after that change; 0: not looked at yet
-	kids   map[string]proto.FileID // directories: the entries that have numbers
+	typ    uint32      // S_IF*
+	names  []place     // in the tree; more than one: hard links
+	graves []proto.LSN // graves that hold this inode, ascending
+	change proto.LSN   // newest change of the file or of its entries
+	ctime  int64       // inode's ctime after that change; 0: not looked at yet
 }
 
-// table is the truth about fid ↔ (inode, parent, name). A file that nobody
-// asked for yet is not in it; it is adopted when it is first seen.
-type table struct {
-	mu    sync.RWMutex
-	nodes map[proto.FileID]*node
-	byIno map[uint64]proto.FileID
-}
-
-func newTable() *table {
-	return &table{nodes: map[proto.FileID]*node{}, byIno: map[uint64]proto.FileID{}}
-}
-
-// get returns a copy of a node without its kids.
-func (t *table) get(id proto.FileID) (node, bool) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	n := t.nodes[id]
-	if n == nil {
-		return node{}, false
-	}
-	return n.copy(), true
-}
-
-// copy is a node that shares nothing with n, without its kids.
+// copy is a node that shares nothing with n.
 func (n *node) copy() node {
 	c := *n
-	c.kids = nil
 	c.names = slices.Clone(n.names)
 	c.graves = slices.Clone(n.graves)
 	return c
 }
 
-// each calls f with copies of all nodes, ascending, until it returns false. No
-// lock is held meanwhile: changes during the call may be seen or not.
-func (t *table) each(f func(*node) bool) {
+// table is the truth about fid ↔ (inode, parent, name). A file that nobody
+// asked for yet is not in it; it is adopted when it is first seen.
+//
+// It lies in sorted runs on disk; in memory is what has changed since the newest
+// of them, up to a limit, and the blocks of runs that were used last. Reads of
+// the disk are made without mu, or with it of blocks that were just read.
+//
+// A table that cannot be read or written has failed for good: from then on it
+// says of what it does not find that it is not there, and failure says why. Who
+// makes something of an absence asks it.
+type table struct {
+	store  *runs.Store // set by open, before anything else is called
+	limit  int64       // of dirty's size, from which on it goes to disk; set by open
+	failed atomic.Pointer[error]
+
+	mu      sync.RWMutex
+	dirty   *changes   // since the newest run, or frozen; guarded by mu
+	frozen  *changes   // on its way to disk, not changed any more; nil: none; guarded by mu
+	full    bool       // there was no space for frozen; guarded by mu
+	stopped bool       // guarded by mu
+	wake    *sync.Cond // of mu: any of these has changed
+	spiller sync.WaitGroup
+}
+
+func newTable() *table {
+	t := &table{dirty: newChanges()}
+	t.wake = sync.NewCond(&t.mu)
+	return t
+}
+
+// get returns a copy of a node.
+func (t *table) get(id proto.FileID) (node, bool) {
 	t.mu.RLock()
-	ids := sortedIDs(t.nodes)
-	t.mu.RUnlock()
-	for _, id := range ids {
-		if n, ok := t.get(id); ok && !f(&n) {
-			return
+	if n, known := t.changedLocked(id); known {
+		defer t.mu.RUnlock()
+		if n == nil {
+			return node{}, false
 		}
+		return n.copy(), true
 	}
+	v := t.store.View()
+	t.mu.RUnlock()
+	defer v.Release()
+	return t.stored(v, id)
 }
 
 // kid returns the file that the table has under a name, 0 if none.
 func (t *table) kid(at place) proto.FileID {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if dir := t.nodes[at.dir]; dir != nil {
-		return dir.kids[at.name]
+	if id, known := t.kidChangedLocked(at); known {
+		defer t.mu.RUnlock()
+		return id
 	}
-	return 0
+	v := t.store.View()
+	t.mu.RUnlock()
+	defer v.Release()
+	return t.link(v, nameKey(at))
 }
 
 // under returns the file that the table has under a name, if it is the one with
 // an inode number; 0 if not.
 func (t *table) under(at place, ino uint64) proto.FileID {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	dir := t.nodes[at.dir]
-	if dir == nil {
-		return 0
-	}
-	if n := t.nodes[dir.kids[at.name]]; n != nil && n.ident.Ino == ino {
-		return n.id
+	id := t.kid(at)
+	if n, ok := t.get(id); id != 0 && ok && n.ident.Ino == ino {
+		return id
 	}
 	return 0
 }
@@ -102,78 +109,43 @@ func (t *table) under(at place, ino uint64) proto.FileID {
 // holder returns the file that has an inode, 0 if none.
 func (t *table) holder(ident vfs.Ident) proto.FileID {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if n := t.nodes[t.byIno[ident.Ino]]; n != nil && n.ident == ident {
-		return n.id
+	id, known := t.inodeChangedLocked(ident.Ino)
+	v := t.store.View()
+	t.mu.RUnlock()
+	defer v.Release()
+	if !known {
+		id = t.link(v, key(keyInode, ident.Ino))
+	}
+	if n, ok := t.get(id); id != 0 && ok && n.ident == ident {
+		return id
 	}
 	return 0
-}
-
-// graveOf is a grave with the file that it holds.
-type graveOf struct {
-	lsn proto.LSN
-	id  proto.FileID
-}
-
-// gravesBelow lists the graves of records below one.
-func (t *table) gravesBelow(lsn proto.LSN) (out []graveOf) {
-	t.each(func(n *node) bool {
-		for _, g := range n.graves {
-			if g < lsn {
-				out = append(out, graveOf{g, n.id})
-			}
-		}
-		return true
-	})
-	return out
-}
-
-// setRoot enters the export's root directory.
-func (t *table) setRoot(ident vfs.Ident) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.putLocked(&node{id: proto.RootID, ident: ident, typ: proto.ModeDir})
-}
-
-// load takes over the nodes of a checkpoint. The root stays the inode that it is.
-func (t *table) load(nodes []*node) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	root := t.nodes[proto.RootID]
-	for _, n := range nodes {
-		if n.id == proto.RootID {
-			root.change, root.ctime = n.change, n.ctime
-			continue
-		}
-		t.putLocked(n)
-	}
-	for _, n := range nodes {
-		for _, p := range n.names {
-			t.nameLocked(n, p)
-		}
-	}
 }
 
 // find returns the number of the inode seen under a name, if it has one, and
 // corrects names that a local process has moved.
 func (t *table) find(at place, ident vfs.Ident) (proto.FileID, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	dir := t.nodes[at.dir]
-	if dir == nil {
+	id := t.kid(at)
+	if n, ok := t.get(id); id != 0 && ok && n.ident == ident {
+		return id, true
+	}
+	if id == 0 && t.holder(ident) == 0 { // nobody's inode under a new name
 		return 0, false
 	}
-	if id, ok := dir.kids[at.name]; ok {
-		if n := t.nodes[id]; n != nil && n.ident == ident {
+	t.warm(at.dir)
+	t.mu.Lock()
+	defer t.unlock()
+	if t.peekLocked(at.dir) == nil {
+		return 0, false
+	}
+	if id := t.kidLocked(at); id != 0 {
+		if n := t.peekLocked(id); n != nil && n.ident == ident {
 			return id, true
 		}
 		t.unnameLocked(id, at)
 	}
-	id, ok := t.byIno[ident.Ino]
-	if !ok {
-		return 0, false
-	}
-	n := t.nodes[id]
+	id = t.inodeLocked(ident.Ino)
+	n := t.peekLocked(id)
 	if n == nil || n.ident != ident {
 		return 0, false
 	}
@@ -182,116 +154,175 @@ func (t *table) find(at place, ident vfs.Ident) (proto.FileID, bool) {
 			t.unnameLocked(id, p)
 		}
 	}
-	t.nameLocked(n, at)
+	t.nameLocked(id, at)
 	return id, true
 }
 
-func (t *table) putLocked(n *node) {
-	t.nodes[n.id] = n
-	t.byIno[n.ident.Ino] = n.id
-}
-
-func (t *table) nameLocked(n *node, at place) {
-	dir := t.nodes[at.dir]
-	if dir == nil {
+// nameLocked gives a file a name in a directory that the table knows.
+func (t *table) nameLocked(id proto.FileID, at place) {
+	if t.peekLocked(at.dir) == nil {
 		return
 	}
-	if old, ok := dir.kids[at.name]; ok && old != n.id {
-		t.unnameLocked(old, at)
+	if old := t.kidLocked(at); old != id {
+		if old != 0 {
+			t.unnameLocked(old, at)
+		}
+		t.dirty.setKid(at, id)
 	}
-	if dir.kids == nil {
-		dir.kids = map[string]proto.FileID{}
-	}
-	dir.kids[at.name] = n.id
-	if !slices.Contains(n.names, at) {
+	if n := t.peekLocked(id); n != nil && !slices.Contains(n.names, at) {
+		n = t.editLocked(id)
 		n.names = append(n.names, at)
+		t.dirty.size += int64(len(at.name))
 	}
 }
 
 func (t *table) unnameLocked(id proto.FileID, at place) {
-	if dir := t.nodes[at.dir]; dir != nil && dir.kids[at.name] == id {
-		delete(dir.kids, at.name)
+	if t.kidLocked(at) == id {
+		t.dirty.setKid(at, 0)
 	}
-	if n := t.nodes[id]; n != nil {
+	if n := t.peekLocked(id); n != nil && slices.Contains(n.names, at) {
+		n = t.editLocked(id)
 		n.names = slices.DeleteFunc(n.names, func(p place) bool { return p == at })
 	}
 }
 
+// buryLocked notes that a record's grave holds a file.
+func (t *table) buryLocked(id proto.FileID, lsn proto.LSN) {
+	n := t.editLocked(id)
+	n.graves = append(n.graves, lsn)
+	t.dirty.setGrave(lsn, id)
+}
+
+func (t *table) ungraveLocked(id proto.FileID, lsn proto.LSN) {
+	n := t.editLocked(id)
+	n.graves = slices.DeleteFunc(n.graves, func(g proto.LSN) bool { return g == lsn })
+	t.dirty.setGrave(lsn, 0)
+}
+
 // name gives a file a name, if there is such a file.
 func (t *table) name(id proto.FileID, at place) {
+	t.warm(id, at.dir)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if n := t.nodes[id]; n != nil {
-		t.nameLocked(n, at)
+	defer t.unlock()
+	if t.peekLocked(id) != nil {
+		t.nameLocked(id, at)
 	}
 }
 
 // vanish forgets all places of a file that is in none of them.
 func (t *table) vanish(id proto.FileID) {
+	t.warm(id)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := t.nodes[id]
+	defer t.unlock()
+	n := t.peekLocked(id)
 	if n == nil {
 		return
 	}
 	for _, p := range slices.Clone(n.names) {
 		t.unnameLocked(id, p)
 	}
-	n.graves = nil
+	for _, g := range slices.Clone(n.graves) {
+		t.ungraveLocked(id, g)
+	}
 }
 
 // unname forgets a name that turned out not to lead to the file any more.
 func (t *table) unname(id proto.FileID, at place) {
+	t.warm(id)
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	defer t.unlock()
 	t.unnameLocked(id, at)
 }
 
 // seen notes the state of a file after its change lsn was applied.
 func (t *table) seen(id proto.FileID, ctime int64, lsn proto.LSN) {
+	t.warm(id)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if n := t.nodes[id]; n != nil {
-		n.ctime = ctime
-		n.change = max(n.change, lsn)
+	defer t.unlock()
+	n := t.peekLocked(id)
+	if n == nil || n.ctime == ctime && n.change >= lsn {
+		return
+	}
+	n = t.editLocked(id)
+	n.ctime = ctime
+	n.change = max(n.change, lsn)
+}
+
+// setRoot enters the export's root directory, if it is not there yet.
+func (t *table) setRoot(ident vfs.Ident) {
+	t.mu.Lock()
+	defer t.unlock()
+	if t.peekLocked(proto.RootID) == nil {
+		t.putLocked(node{id: proto.RootID, ident: ident, typ: proto.ModeDir})
+	}
+}
+
+func (t *table) putLocked(n node) {
+	t.dirty.setNode(n.id, &n)
+	t.dirty.setInode(n.ident.Ino, n.id)
+}
+
+// reviveLocked gives a file another inode.
+func (t *table) reviveLocked(id proto.FileID, ident vfs.Ident) {
+	n := t.editLocked(id)
+	if t.inodeLocked(n.ident.Ino) == id {
+		t.dirty.setInode(n.ident.Ino, 0)
+	}
+	n.ident = ident
+	t.dirty.setInode(ident.Ino, id)
+}
+
+// climb calls f for a file and what is above it, up to the root, with a name of
+// each ("" for the root), until f returns false. ok is false where a name is
+// missing or the names go round in a circle.
+func (t *table) climb(id proto.FileID, f func(id proto.FileID, name string) bool) (ok bool) {
+	mark, next := id, 1
+	for step := 0; ; step++ {
+		if id == proto.RootID {
+			return f(id, "")
+		}
+		n, ok := t.get(id)
+		if !ok || len(n.names) == 0 {
+			f(id, "")
+			return false
+		}
+		if !f(id, n.names[0].name) {
+			return false
+		}
+		id = n.names[0].dir
+		if id == mark {
+			return false
+		}
+		if step == next {
+			mark, next = id, 2*next
+		}
 	}
 }
 
 // path returns a path of a file through names the table knows, "" for the root.
 func (t *table) path(id proto.FileID) (string, bool) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
 	p := ""
-	for depth := 0; id != proto.RootID; depth++ {
-		n := t.nodes[id]
-		if n == nil || len(n.names) == 0 || depth > len(t.nodes) {
-			return "", false
-		}
+	ok := t.climb(id, func(_ proto.FileID, name string) bool {
 		if p == "" {
-			p = n.names[0].name
-		} else {
-			p = n.names[0].name + "/" + p
+			p = name
+		} else if name != "" {
+			p = name + "/" + p
 		}
-		id = n.names[0].dir
+		return true
+	})
+	if !ok {
+		return "", false
 	}
 	return p, true
 }
 
 // within reports whether id is dir itself or hangs below it.
-func (t *table) within(id, dir proto.FileID) bool {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	for range len(t.nodes) + 1 {
-		if id == dir {
-			return true
-		}
-		n := t.nodes[id]
-		if n == nil || len(n.names) == 0 {
-			return false
-		}
-		id = n.names[0].dir
-	}
-	return false
+func (t *table) within(id, dir proto.FileID) (found bool) {
+	t.climb(id, func(id proto.FileID, _ string) bool {
+		found = id == dir
+		return !found
+	})
+	return found
 }
 
 // lost counts names, of several, that are in removed directories.
@@ -310,111 +341,109 @@ func (t *table) lost(names []place) (n uint32) {
 // apply makes the table say what the tree says after a record. Recovery and
 // the live way share it: the table after a replay is the table before the crash.
 func (t *table) apply(r *record.Record) {
+	if r.Kind != record.Adopt { // of an adoption, find has just asked
+		t.warm(r.ID, r.Dir, r.NewDir, r.Victim)
+	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := t.nodes[r.ID]
+	defer t.unlock()
+	n := t.peekLocked(r.ID)
 	at := place{r.Dir, r.Name}
 	switch r.Kind {
 	case record.Adopt, record.Make:
 		if n != nil && r.Flag&record.FlagRecovered != 0 { // recovery made it again
-			if t.byIno[n.ident.Ino] == n.id {
-				delete(t.byIno, n.ident.Ino)
-			}
-			n.ident = vfs.Ident(r.Inode)
-			t.putLocked(n)
+			t.reviveLocked(r.ID, vfs.Ident(r.Inode))
 			break
 		}
-		if n != nil { // a checkpoint has it already
-			if r.Name != "" {
-				t.nameLocked(n, at)
-			}
-			break
+		if n == nil { // otherwise the table has it already
+			t.putLocked(node{id: r.ID, ident: vfs.Ident(r.Inode), typ: r.New.Mode & proto.ModeType})
 		}
-		n = &node{id: r.ID, ident: vfs.Ident(r.Inode), typ: r.New.Mode & proto.ModeType}
-		t.putLocked(n)
-		if r.Kind == record.Make && r.Name == "" {
-			n.graves = []proto.LSN{r.LSN}
-		} else {
-			t.nameLocked(n, at)
+		switch {
+		case r.Name != "":
+			t.nameLocked(r.ID, at)
+		case n == nil: // made without a name
+			t.buryLocked(r.ID, r.LSN)
 		}
 	case record.Link:
 		if n != nil {
-			t.nameLocked(n, at)
+			t.nameLocked(r.ID, at)
 		}
 	case record.Remove:
 		if n != nil {
 			t.unnameLocked(r.ID, at)
-			n.graves = append(n.graves, r.LSN)
+			t.buryLocked(r.ID, r.LSN)
 		}
 	case record.Restore:
 		if n != nil {
-			n.graves = slices.DeleteFunc(n.graves, func(g proto.LSN) bool { return g == r.Grave })
-			t.nameLocked(n, at)
+			t.ungraveLocked(r.ID, r.Grave)
+			t.nameLocked(r.ID, at)
 		}
 	case record.Rename:
-		t.renameLocked(r)
+		if n != nil {
+			t.renameLocked(r)
+		}
 	}
 	if r.Kind == record.Adopt {
 		return
 	}
 	for _, id := range []proto.FileID{r.ID, r.Dir, r.NewDir, r.Victim} {
-		if n := t.nodes[id]; n != nil {
-			n.change = max(n.change, r.LSN)
+		if n := t.peekLocked(id); n != nil && n.change < r.LSN {
+			t.editLocked(id).change = r.LSN
 		}
 	}
 }
 
 func (t *table) renameLocked(r *record.Record) {
-	n := t.nodes[r.ID]
-	if n == nil {
-		return
-	}
 	from, to := place{r.Dir, r.Name}, place{r.NewDir, r.NewName}
-	v := t.nodes[r.Victim]
+	victim := t.peekLocked(r.Victim) != nil
 	t.unnameLocked(r.ID, from)
-	if v != nil {
-		t.unnameLocked(v.id, to)
+	if victim {
+		t.unnameLocked(r.Victim, to)
 	}
-	t.nameLocked(n, to)
+	t.nameLocked(r.ID, to)
 	switch {
-	case v == nil:
+	case !victim:
 	case r.Flag&record.FlagExchange != 0:
-		t.nameLocked(v, from)
+		t.nameLocked(r.Victim, from)
 	default:
-		v.graves = append(v.graves, r.LSN)
+		t.buryLocked(r.Victim, r.LSN)
 	}
 }
 
 // dropGrave forgets a grave that history gave up, and the file with its last
-// one. It returns the files that are forgotten.
+// one, and what was only in it. It returns the files that are forgotten.
 func (t *table) dropGrave(id proto.FileID, lsn proto.LSN) (gone []proto.FileID) {
+	t.warm(id)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	n := t.nodes[id]
-	if n == nil {
+	defer t.unlock()
+	if t.peekLocked(id) == nil {
 		return nil
 	}
-	n.graves = slices.DeleteFunc(n.graves, func(g proto.LSN) bool { return g == lsn })
-	if len(n.graves) == 0 && len(n.names) == 0 {
-		gone = t.forgetLocked(n, nil)
+	t.ungraveLocked(id, lsn)
+	if t.forgetLocked(id) {
+		gone = append(gone, id)
+	}
+	for i := 0; i < len(gone); i++ {
+		for _, k := range t.kidsLocked(gone[i]) {
+			t.unnameLocked(k.id, k.at)
+			if t.forgetLocked(k.id) {
+				gone = append(gone, k.id)
+			}
+		}
 	}
 	return gone
 }
 
-func (t *table) forgetLocked(n *node, gone []proto.FileID) []proto.FileID {
-	for _, kid := range n.kids {
-		if k := t.nodes[kid]; k != nil {
-			k.names = slices.DeleteFunc(k.names, func(p place) bool { return p.dir == n.id })
-			if len(k.names) == 0 && len(k.graves) == 0 {
-				gone = t.forgetLocked(k, gone)
-			}
-		}
+// forgetLocked forgets a file that is nowhere.
+func (t *table) forgetLocked(id proto.FileID) bool {
+	n := t.peekLocked(id)
+	if n == nil || len(n.graves) > 0 || len(n.names) > 0 {
+		return false
 	}
-	delete(t.nodes, n.id)
-	if t.byIno[n.ident.Ino] == n.id {
-		delete(t.byIno, n.ident.Ino)
+	if t.inodeLocked(n.ident.Ino) == id {
+		t.dirty.setInode(n.ident.Ino, 0)
 	}
-	return append(gone, n.id)
+	t.dirty.setNode(id, nil)
+	return true
 }
 
 func stale(id proto.FileID) error { return status.New(status.Stale, "", id.String()) }

@@ -23,6 +23,7 @@ type tree struct {
 	cage  vfs.Dir // .cage
 	grave vfs.Dir
 	stage vfs.Dir
+	runs  vfs.Dir // .cage/table
 
 	hmu     sync.Mutex
 	handles map[handleKey]*list.Element // of *handle; guarded by hmu
@@ -166,7 +167,7 @@ func (t *tree) dir(id proto.FileID) (*handle, error) {
 	}
 	n, ok := t.get(id)
 	if !ok {
-		return nil, stale(id)
+		return nil, t.missing(id)
 	}
 	if n.typ != proto.ModeDir {
 		return nil, status.NotDir
@@ -206,7 +207,7 @@ func (t *tree) file(id proto.FileID, write bool) (*handle, error) {
 	}
 	n, ok := t.get(id)
 	if !ok {
-		return nil, stale(id)
+		return nil, t.missing(id)
 	}
 	switch n.typ {
 	case proto.ModeRegular:
@@ -258,7 +259,7 @@ func (t *tree) atName(n *node, f func(d vfs.Dir, name string) error) error {
 			return err
 		}
 	}
-	return stale(n.id)
+	return t.missing(n.id)
 }
 
 // notThere reports whether an error means that a name leads elsewhere by now.
@@ -275,7 +276,7 @@ func notThere(err error) bool {
 func (t *tree) stat(id proto.FileID) (node, vfs.Info, error) {
 	n, ok := t.get(id)
 	if !ok {
-		return node{}, vfs.Info{}, stale(id)
+		return node{}, vfs.Info{}, t.missing(id)
 	}
 	if n.typ == proto.ModeDir { // through its descriptor: a moved directory is found at once
 		h, err := t.dir(id)
@@ -301,7 +302,7 @@ func (t *tree) stat(id proto.FileID) (node, vfs.Info, error) {
 func (t *tree) at(id proto.FileID, f func(d vfs.Dir, name string) error) error {
 	n, ok := t.get(id)
 	if !ok {
-		return stale(id)
+		return t.missing(id)
 	}
 	if n.typ == proto.ModeDir {
 		h, err := t.dir(id)

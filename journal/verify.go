@@ -24,11 +24,14 @@ func (j *Journal) Verify(ctx context.Context, full bool) (VerifyReport, error) {
 	if err != nil || !full {
 		return rep, err
 	}
-	j.tree.each(func(n *node) bool {
+	err = j.tree.each(func(n node) bool {
 		rep.Problems = append(rep.Problems, j.verifyFile(n.id)...)
 		return ctx.Err() == nil
 	})
-	if err := ctx.Err(); err != nil {
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
 		return rep, err
 	}
 	problems, err := j.verifyImages(ctx)

@@ -40,7 +40,7 @@ func openExport(t testing.TB, disk *vfs.Mem) *export {
 	t.Helper()
 	e := &export{t: t, disk: disk, now: new(atomic.Int64), ident: proto.Ident{PGID: 1}}
 	e.now.Store(1_000_000_000_000_000_000)
-	j, _, err := journal.Open(context.Background(), journal.Options{FS: disk, SegmentSize: 4 << 20, CheckpointBytes: 256 << 10,
+	j, _, err := journal.Open(context.Background(), journal.Options{FS: disk, SegmentSize: 4 << 20, CheckpointBytes: 256 << 10, TableChanges: 4 << 10,
 		HistoryCap: 1 << 40, Now: func() proto.Time { return proto.Time(e.now.Load()) }, Log: zerolog.Nop()})
 	require.NoError(t, err)
 	e.Journal = j
