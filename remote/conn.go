@@ -23,8 +23,9 @@ const (
 )
 
 // When a connection is taken for dead: nothing came for deadAfter although
-// something was asked, or maxMissed pings had no answer. After pingAfter of
-// silence a ping is sent.
+// something was asked, or maxMissed pings had no answer. A ping is sent after
+// pingAfter of silence, also if only this side is silent: a server drops who
+// says nothing, however much it tells him.
 const (
 	pingAfter = 15 * time.Second
 	deadAfter = 30 * time.Second
@@ -47,6 +48,7 @@ type conn struct {
 
 	// Atomic.
 	heard atomic.Int64 // when the last frame came; see Session.now
+	spoke atomic.Int64 // when the last frames were sent
 
 	// Guarded by Session.mu.
 	pending  map[uint64]request // sent and not answered
@@ -73,8 +75,9 @@ type frame struct {
 
 // runLocked starts the connection's goroutines.
 func (c *conn) runLocked() {
-	c.heard.Store(int64(c.s.now()))
 	c.born = c.s.now()
+	c.heard.Store(int64(c.born))
+	c.spoke.Store(int64(c.born))
 	c.gone, c.wake = make(chan struct{}), make(chan struct{}, 1)
 	c.pending = map[uint64]request{}
 	c.s.wg.Go(c.readLoop)
@@ -167,8 +170,8 @@ func (c *conn) watch() {
 		if heard >= asked {
 			missed = 0
 		}
-		if silent < pingAfter {
-			timer.Reset(pingAfter - silent)
+		if quiet := c.s.now() - min(heard, time.Duration(c.spoke.Load())); quiet < pingAfter {
+			timer.Reset(pingAfter - quiet)
 			continue
 		}
 		if missed == maxMissed || silent >= deadAfter && c.busy() {
@@ -220,6 +223,7 @@ func (c *conn) writeLoop() {
 			c.fail(status.Newf(status.Unreachable, "write to", c.addr, "%w", plain(err)))
 			return
 		}
+		c.spoke.Store(int64(c.s.now()))
 	}
 }
 

@@ -202,6 +202,30 @@ func TestInterruptedChangeThatFailsIsSticky(t *testing.T) {
 	})
 }
 
+// A server drops a connection from which nothing comes, also one on which it has
+// a lot to tell: who only listens must say that it is there.
+func TestListenerGivesSignsOfLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newServer(t, simnet.New(1), 0)
+		pings := 0 // guarded by srv.mu
+		srv.set(func() {
+			srv.hold = func(_ *serverConn, h wire.Header) bool {
+				if h.Op == wire.OpPing {
+					pings++
+				}
+				return false
+			}
+		})
+		s := srv.dial(srv.options())
+		for i := range 60 {
+			require.True(t, srv.main().push(wire.OpChanged, &wire.Changed{ID: 9, Change: proto.LSN(i + 1)}))
+			time.Sleep(time.Second)
+		}
+		srv.set(func() { require.GreaterOrEqual(t, pings, 3) })
+		require.Equal(t, 0, s.Status().Resumes)
+	})
+}
+
 func TestSilentConnectionIsReplaced(t *testing.T) {
 	tests := map[string]struct {
 		ask   bool

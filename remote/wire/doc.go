@@ -133,7 +133,8 @@
 // The first frame of any other connection is OpHello or OpAttach, and neither comes
 // again. OpExports, OpPing and OpBye are all that a hello without an export allows.
 // Preamble and first frame are under a deadline on both sides; afterwards a side
-// that heard nothing for a while pings or gives up.
+// that heard nothing for a while pings or gives up. A client that has nothing to
+// ask pings also while it is told things, so that the server hears it.
 //
 // A session outlives its connections. A client that comes again sends its
 // session, the server start it saw last, the first sequence number it has no
