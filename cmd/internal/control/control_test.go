@@ -153,6 +153,29 @@ func TestCloseEndsWhatRuns(t *testing.T) {
 	require.ErrorIs(t, err, status.Unreachable)
 }
 
+// lateMount ends a sync long after it was told to.
+type lateMount struct{ *fakeMount }
+
+func (m lateMount) Sync(ctx context.Context, path string) error {
+	m.syncing <- path
+	<-ctx.Done()
+	<-time.After(answerTime + 100*time.Millisecond)
+	return nil
+}
+
+// A machine with a lot to do lets a mount end slowly; whoever unmounts it is
+// still to be told that it has.
+func TestLateAnswerAfterClose(t *testing.T) {
+	f := lateMount{newFake()}
+	s := start(t, "0:57", f)
+	c := dial(t, "0:57")
+	answered := make(chan error, 1)
+	go func() { answered <- c.Sync(t.Context(), "") }()
+	<-f.syncing
+	s.Close()
+	require.NoError(t, <-answered)
+}
+
 func TestUmountRefused(t *testing.T) {
 	f := newFake()
 	f.umount = func() error { return status.New(status.Busy, "umount", "/mnt") }

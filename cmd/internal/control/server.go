@@ -158,6 +158,9 @@ func peer(c *net.UnixConn) (*unix.Ucred, error) {
 	return cred, errors.Join(err, optErr)
 }
 
+// answerTime is how long a client may take to take an answer.
+const answerTime = time.Second
+
 // serve answers a connection's requests one after the other. A goroutine reads
 // ahead, so that a client that goes away is noticed while its request runs.
 func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
@@ -181,10 +184,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		}
 	})
 	// Close ends the reading only: a request that runs still gets its answer.
-	stop := context.AfterFunc(ctx, func() {
-		c.SetReadDeadline(time.Unix(1, 0))
-		c.SetWriteDeadline(time.Now().Add(time.Second))
-	})
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	defer func() {
 		stop()
 		cancel()
@@ -193,7 +193,9 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 	}()
 	out := json.NewEncoder(c)
 	for q := range requests {
-		if out.Encode(s.answer(ctx, q)) != nil {
+		r := s.answer(ctx, q)
+		c.SetWriteDeadline(time.Now().Add(answerTime))
+		if out.Encode(r) != nil {
 			return
 		}
 	}
