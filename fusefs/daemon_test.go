@@ -77,14 +77,21 @@ func (n *testNet) set(down bool) {
 	}
 }
 
-// testMount is one mount of the daemon with its session.
+// testMount is one mount of the daemon.
 type testMount struct {
-	session *remote.Session
+	sources []*testSource
 	cache   *pagecache.Cache
 	mount   *Mounted
+}
+
+// testSource is a source of a mount with its session.
+type testSource struct {
+	session *remote.Session
 	net     testNet
 }
 
+// mountForTest mounts the directory sub of the export; several, with colons
+// between, become sources named s1, s2, ….
 func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolog.Logger) (*testMount, error) {
 	patience, err := time.ParseDuration(os.Getenv("CAGE_TEST_PATIENCE"))
 	if err != nil {
@@ -93,37 +100,60 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 	m := &testMount{cache: pagecache.New(pagecache.Options{})}
 	ready := make(chan struct{}) // upcalls come after the mount
 	ctx := context.Background()
-	m.session, err = remote.Dial(ctx, remote.Options{
-		Addr: addr, Export: "x", Keys: keys, Patience: patience, DataPort: true, Dial: m.net.dial, Log: log,
-		Changed: func(c wire.Changed) { <-ready; m.mount.Changed(0, c) },
-		Reset:   func() { <-ready; m.mount.Reset(0) },
-		Failed:  func(id proto.FileID, seq proto.Seq, err error) { <-ready; m.mount.Failed(0, id, seq, err) },
-	})
-	if err != nil {
-		return nil, err
+	o := Options{Cache: m.cache, Device: addr + ":/x", Log: log}
+	subs := strings.Split(sub, ":")
+	for i, sub := range subs {
+		src := &testSource{}
+		m.sources = append(m.sources, src)
+		src.session, err = remote.Dial(ctx, remote.Options{
+			Addr: addr, Export: "x", Keys: keys, Patience: patience, DataPort: true, Dial: src.net.dial, Log: log,
+			Changed: func(c wire.Changed) { <-ready; m.mount.Changed(i, c) },
+			Reset:   func() { <-ready; m.mount.Reset(i) },
+			Failed:  func(id proto.FileID, seq proto.Seq, err error) { <-ready; m.mount.Failed(i, id, seq, err) },
+			Written: func(id proto.FileID, change proto.LSN) { <-ready; m.mount.Written(i, id, change) },
+		})
+		if err != nil {
+			return nil, err
+		}
+		root, err := src.session.Resolve(ctx, wire.ReqHeader{}, sub)
+		if err != nil {
+			return nil, err
+		}
+		of := Source{Session: src.session, Root: root}
+		if len(subs) > 1 {
+			of.Name = fmt.Sprintf("s%d", i+1)
+		}
+		o.Sources = append(o.Sources, of)
 	}
-	root, err := m.session.Resolve(ctx, wire.ReqHeader{}, sub)
+	m.mount, err = Mount(point, o)
 	if err != nil {
-		return nil, err
-	}
-	m.mount, err = Mount(point, Options{Sources: []Source{{Session: m.session, Root: root}}, Cache: m.cache, Device: addr + ":/x", Log: log})
-	if err != nil {
-		m.session.Close(ctx)
+		for _, src := range m.sources {
+			src.session.Close(ctx)
+		}
 		return nil, err
 	}
 	close(ready)
 	return m, nil
 }
 
+// cut takes the network of all sources from the first-th on away, or gives it back.
+func (m *testMount) cut(first int, down bool) {
+	for _, src := range m.sources[first:] {
+		src.net.set(down)
+	}
+}
+
 func (m *testMount) close() error {
-	m.net.set(false)
+	m.cut(0, false)
 	err := m.mount.Unmount(context.Background())
 	if err != nil {
 		err = errors.Join(err, m.mount.Detach())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	err = errors.Join(err, m.session.Close(ctx))
+	for _, src := range m.sources {
+		err = errors.Join(err, src.session.Close(ctx))
+	}
 	m.mount.Wait()
 	m.cache.Close()
 	return err
@@ -173,9 +203,11 @@ func runDaemon(dir string, in io.Reader, out io.Writer) (err error) {
 		answer := "ok"
 		switch m := mounts[name]; verb {
 		case "down":
-			m.net.set(true)
+			m.cut(0, true)
+		case "down-second":
+			m.cut(1, true)
 		case "up":
-			m.net.set(false)
+			m.cut(0, false)
 		case "umount":
 			if err := m.mount.Unmount(ctx); err != nil {
 				answer = err.Error()

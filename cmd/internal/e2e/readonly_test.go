@@ -59,6 +59,7 @@ func opened(path string, flags int) error {
 // come to us, in such directories of a mount that is not read-only as a whole.
 func TestReadOnly(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	l := newLab(t, "")
 	export := l.mkdir("export")
 	rw := l.newServer(export)

@@ -80,6 +80,7 @@ func (l *lab) must(script string) string {
 // TestOrdinaryUser does without root what there is to do: serve an own
 // directory, mount it, work in it, roll back, unmount.
 func TestOrdinaryUser(t *testing.T) {
+	t.Parallel()
 	l := newUserLab(t)
 	uid := os.Getuid()
 	if l.user != nil {
