@@ -223,7 +223,7 @@ func (s *fileSystem) closeFile(h *handle[*openFile]) {
 func (s *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
-	a, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: proto.ModeRegular | in.Mode&proto.ModePerm}, &out.EntryOut)
+	a, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: proto.ModeRegular | in.Mode&proto.ModePerm, Umask: in.Umask & 0o777}, &out.EntryOut)
 	if status.Of(err) == status.Exists && in.Flags&syscall.O_EXCL == 0 {
 		// Somebody else made it since the kernel looked: let it look again and open what is there.
 		return fuse.Status(syscall.ESTALE)

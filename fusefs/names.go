@@ -104,7 +104,7 @@ func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make,
 func (s *fileSystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
-	_, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: in.Mode, Rdev: in.Rdev}, out)
+	_, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: in.Mode, Umask: in.Umask & 0o777, Rdev: in.Rdev}, out)
 	return s.errors.status("mknod", err)
 }
 
@@ -112,7 +112,7 @@ func (s *fileSystem) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string
 func (s *fileSystem) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
-	_, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: proto.ModeDir | in.Mode&proto.ModePerm}, out)
+	_, err := s.make(ctx, &in.InHeader, &proto.Make{Name: name, Mode: proto.ModeDir | in.Mode&proto.ModePerm, Umask: in.Umask & 0o777}, out)
 	return s.errors.status("mkdir", err)
 }
 

@@ -41,6 +41,7 @@ type Options struct {
 	ReadOnly   bool // all sources are
 	AllowOther bool // other users than the one who mounts; always so for root
 	Debug      bool // log each request
+	ACL        bool // the kernel checks access control lists; without, it goes by the mode, and the server checks them
 
 	// How long the kernel may answer from what it was told. 0: a second, which
 	// is also the most; negative: not at all.
@@ -108,7 +109,9 @@ func (o *Options) fuseOptions(onPanic func()) *fuse.MountOptions {
 		DisableSplice:            true,
 		EnableSymlinkCaching:     true,
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO |
-			fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HAS_EXPIRE_ONLY,
+			fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HAS_EXPIRE_ONLY |
+			fuse.CAP_DONT_MASK, // the umask does not count where a directory has a default access control list
+		EnableAcl: o.ACL,
 		// Passthrough would let writes by; locks stay the kernel's (ops.go).
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
 		Debug:                o.Debug,

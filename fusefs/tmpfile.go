@@ -11,7 +11,7 @@ import (
 func (s *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
-	op := &proto.Make{Dir: s.inodes.find(in.NodeId).id, Mode: proto.ModeRegular | in.Mode&proto.ModePerm}
+	op := &proto.Make{Dir: s.inodes.find(in.NodeId).id, Mode: proto.ModeRegular | in.Mode&proto.ModePerm, Umask: in.Umask & 0o777}
 	res, err := s.do(ctx, s.idents.full(&in.InHeader), op)
 	if err == nil {
 		s.fillEntry(&out.EntryOut, &res.Attr, false)

@@ -14,9 +14,9 @@ const (
 	MayExec  = 1
 )
 
-// Access checks the permission bits of a file for an identity: nil or
+// modeAccess checks the permission bits of a file for an identity: nil or
 // status.Access. Root may everything, but execute only what somebody may.
-func Access(a *proto.Attr, who *proto.Ident, want uint32) error {
+func modeAccess(a *proto.Attr, who *proto.Ident, want uint32) error {
 	if who.UID == 0 {
 		if want&MayExec != 0 && !a.IsDir() && a.Mode&0o111 == 0 {
 			return status.Access
@@ -30,10 +30,7 @@ func Access(a *proto.Attr, who *proto.Ident, want uint32) error {
 	case inGroup(who, a.GID):
 		bits = a.Mode >> 3 & 7
 	}
-	if bits&want != want {
-		return status.Access
-	}
-	return nil
+	return granted(bits, want)
 }
 
 // inGroup reports whether gid is the identity's group or one of its supplementary ones.
@@ -43,8 +40,8 @@ func inGroup(who *proto.Ident, gid uint32) bool {
 
 // mayRemove checks whether a name of victim may be taken out of dir: write and
 // search permission, and in a sticky directory ownership of one of the two.
-func mayRemove(dir, victim *proto.Attr, who *proto.Ident) error {
-	if err := Access(dir, who, MayWrite|MayExec); err != nil {
+func (j *Journal) mayRemove(dir, victim *proto.Attr, who *proto.Ident) error {
+	if err := j.mayLocked(dir, who, MayWrite|MayExec); err != nil {
 		return err
 	}
 	if dir.Mode&proto.ModeSticky != 0 && who.UID != 0 && who.UID != dir.UID && who.UID != victim.UID {

@@ -180,6 +180,9 @@ func (s *storm) try() error {
 		return err
 	case 3:
 		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeDir | 0o700})
+		if err == nil && r.IntN(3) == 0 {
+			_, err = s.do(&proto.SetXattr{ID: res.ID, Name: aclDefault, Value: someACL.bytes()})
+		}
 		if err == nil && len(s.dirs) < 12 {
 			s.dirs = append(s.dirs, res.ID)
 		}
@@ -210,6 +213,10 @@ func (s *storm) try() error {
 	case 14:
 		if a, ok := s.any(); ok {
 			if r.IntN(2) == 0 {
+				if r.IntN(4) == 0 && a.Type() != proto.ModeSymlink {
+					_, err := s.do(&proto.SetXattr{ID: a.ID, Name: aclAccess, Value: someACL.bytes()})
+					return err
+				}
 				_, err := s.do(&proto.SetXattr{ID: a.ID, Name: "user." + s.name(), Value: []byte(s.name())})
 				return err
 			}

@@ -55,6 +55,8 @@ type core struct {
 	failure   error     // why no more changes are taken
 	stopped   bool
 
+	acls aclCache
+
 	holdMu sync.Mutex
 	holds  holds
 

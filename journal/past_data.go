@@ -146,13 +146,14 @@ func (p *Past) GetXattr(id proto.FileID, name string) (v []byte, err error) {
 		if err != nil {
 			return err
 		}
-		if x, ok := f.xattrs[name]; ok {
-			if v = slices.Clone(x.value); !x.has {
-				return status.NoAttr
-			}
-			return nil
+		if x, ok := f.xattrs[name]; !ok {
+			v, err = p.j.getXattrViewed(id, name)
+		} else if v = slices.Clone(x.value); !x.has {
+			err = status.NoAttr
 		}
-		v, err = p.j.getXattrViewed(id, name)
+		if err == nil && name == aclAccess {
+			v, err = p.accessThen(id, v)
+		}
 		return err
 	})
 	return v, err

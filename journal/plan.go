@@ -92,7 +92,7 @@ func (j *Journal) dirLocked(id proto.FileID) (*parent, error) {
 
 // infoAttr has what permission checks need.
 func infoAttr(id proto.FileID, i vfs.Info) proto.Attr {
-	return proto.Attr{ID: id, Mode: i.Mode, Nlink: i.Nlink, UID: i.UID, GID: i.GID, Size: uint64(i.Size)}
+	return proto.Attr{ID: id, Mode: i.Mode, Nlink: i.Nlink, UID: i.UID, GID: i.GID, Size: uint64(i.Size), Ctime: proto.Time(i.Ctime)}
 }
 
 // child looks a name up for a plan.
@@ -124,7 +124,7 @@ func (j *Journal) planMake(p *pending, op *proto.Make) error {
 			return err
 		}
 	}
-	if err := Access(&pa.attr, &p.sub.Ident, MayWrite|MayExec); err != nil {
+	if err := j.mayLocked(&pa.attr, &p.sub.Ident, MayWrite|MayExec); err != nil {
 		return err
 	}
 	if op.Propose != 0 {
@@ -145,10 +145,20 @@ func (j *Journal) planMake(p *pending, op *proto.Make) error {
 	if op.Name == "" {
 		r.Dir, r.OldMtime = 0, 0
 	}
+	lists, err := j.inheritLocked(r, pa, op.Umask)
+	if err != nil {
+		return err
+	}
 	if err := j.stageInode(r); err != nil {
 		return err
 	}
-	p.id, p.recs = id, []*record.Record{r}
+	p.id, p.recs = id, append([]*record.Record{r}, lists...)
+	for _, x := range lists { // here it may fail for want of space, and later not
+		if err := j.tree.stage.SetXattr(stageName(id), x.Name, x.Value, 0); err != nil {
+			j.unstage(p.recs)
+			return err
+		}
+	}
 	return nil
 }
 
@@ -260,7 +270,7 @@ func (j *Journal) planLink(p *pending, op *proto.Link) error {
 	} else if !errors.Is(err, syscall.ENOENT) {
 		return err
 	}
-	if err := Access(&pa.attr, &p.sub.Ident, MayWrite|MayExec); err != nil {
+	if err := j.mayLocked(&pa.attr, &p.sub.Ident, MayWrite|MayExec); err != nil {
 		return err
 	}
 	if j.loose[op.ID] != nil {
@@ -287,7 +297,7 @@ func (j *Journal) planRemove(p *pending, op *proto.Remove) error {
 		return err
 	}
 	a := infoAttr(id, info)
-	if err := mayRemove(&pa.attr, &a, &p.sub.Ident); err != nil {
+	if err := j.mayRemove(&pa.attr, &a, &p.sub.Ident); err != nil {
 		return err
 	}
 	switch {
@@ -353,7 +363,7 @@ func (j *Journal) planRename(p *pending, op *proto.Rename) error {
 	}
 	a := infoAttr(id, info)
 	who := &p.sub.Ident
-	if err := mayRemove(&from.attr, &a, who); err != nil {
+	if err := j.mayRemove(&from.attr, &a, who); err != nil {
 		return err
 	}
 	r := &record.Record{Kind: record.Rename, ID: id, Dir: op.Dir, Name: op.Name, NewDir: op.NewDir, NewName: op.NewName,
@@ -367,7 +377,7 @@ func (j *Journal) planRename(p *pending, op *proto.Rename) error {
 		if op.Flags&proto.RenameExchange != 0 {
 			return status.NotFound
 		}
-		if err := Access(&to.attr, who, MayWrite|MayExec); err != nil {
+		if err := j.mayLocked(&to.attr, who, MayWrite|MayExec); err != nil {
 			return err
 		}
 	case err != nil:
@@ -391,7 +401,7 @@ func (j *Journal) planRename(p *pending, op *proto.Rename) error {
 
 // planVictim checks that what is under the new name may be replaced or exchanged.
 func (j *Journal) planVictim(p *pending, op *proto.Rename, r *record.Record, to *parent, a, va *proto.Attr) error {
-	if err := mayRemove(&to.attr, va, &p.sub.Ident); err != nil {
+	if err := j.mayRemove(&to.attr, va, &p.sub.Ident); err != nil {
 		return err
 	}
 	r.Victim = va.ID
@@ -430,7 +440,7 @@ func (j *Journal) planDirMove(p *pending, op *proto.Rename, a *proto.Attr, victi
 	if j.tree.within(op.NewDir, a.ID) {
 		return status.Invalid
 	}
-	return Access(a, &p.sub.Ident, MayWrite) // its ".." changes
+	return j.mayLocked(a, &p.sub.Ident, MayWrite) // its ".." changes
 }
 
 func (j *Journal) planLabel(p *pending, op *proto.Label) error {

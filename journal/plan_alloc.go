@@ -26,7 +26,7 @@ func (j *Journal) mayWrite(p *pending, id proto.FileID) (vfs.Info, error) {
 	}
 	a := infoAttr(id, info)
 	if !p.sub.Opened {
-		err = Access(&a, &p.sub.Ident, MayWrite)
+		err = j.mayLocked(&a, &p.sub.Ident, MayWrite)
 	}
 	return info, err
 }

@@ -23,7 +23,7 @@ func (j *Journal) planSetAttr(p *pending, op *proto.SetAttr) error {
 		return err
 	}
 	a := infoAttr(op.ID, info)
-	if err := maySetAttr(&a, p.sub, op); err != nil {
+	if err := j.maySetAttr(&a, p.sub, op); err != nil {
 		return err
 	}
 	p.id = op.ID
@@ -49,7 +49,7 @@ func (j *Journal) planSetAttr(p *pending, op *proto.SetAttr) error {
 
 // maySetAttr checks who may change which attribute, as chmod(2), chown(2),
 // truncate(2) and utimensat(2) say.
-func maySetAttr(a *proto.Attr, s *Submission, op *proto.SetAttr) error {
+func (j *Journal) maySetAttr(a *proto.Attr, s *Submission, op *proto.SetAttr) error {
 	who := &s.Ident
 	owner := who.UID == 0 || who.UID == a.UID
 	if op.Mask&(proto.SetMode|proto.SetAtime|proto.SetMtime) != 0 && !owner {
@@ -62,7 +62,7 @@ func maySetAttr(a *proto.Attr, s *Submission, op *proto.SetAttr) error {
 		return status.NotOwner
 	}
 	if op.Mask&(proto.SetAtimeNow|proto.SetMtimeNow) != 0 && !owner {
-		if err := Access(a, who, MayWrite); err != nil {
+		if err := j.mayLocked(a, who, MayWrite); err != nil {
 			return err
 		}
 	}
@@ -73,7 +73,7 @@ func maySetAttr(a *proto.Attr, s *Submission, op *proto.SetAttr) error {
 		case !a.IsRegular():
 			return status.Invalid
 		case !s.Opened:
-			return Access(a, who, MayWrite)
+			return j.mayLocked(a, who, MayWrite)
 		}
 	}
 	return nil
@@ -127,6 +127,9 @@ func (j *Journal) planXattr(p *pending, id proto.FileID, name string, value []by
 	if len(value) > proto.MaxXattr {
 		return status.TooBig
 	}
+	if isACL(name) {
+		return j.planACL(p, id, name, value)
+	}
 	if err := j.busy.file(id); err != nil {
 		return err
 	}
@@ -135,7 +138,7 @@ func (j *Journal) planXattr(p *pending, id proto.FileID, name string, value []by
 		return err
 	}
 	a := infoAttr(id, info)
-	if err := MayXattr(&a, p.sub.Trusted, &p.sub.Ident, name, true); err != nil {
+	if err := j.mayXattr(&a, p.sub.Trusted, &p.sub.Ident, name); err != nil {
 		return err
 	}
 	var old []byte
@@ -159,39 +162,25 @@ func (j *Journal) planXattr(p *pending, id proto.FileID, name string, value []by
 	return nil
 }
 
-// MayXattr checks whether an identity may read or change an extended attribute,
-// as xattr(7) says: user.* by the permission bits and on files and directories
-// only, trusted.* root alone, security.* and system.* to read everybody, to change root.
-func MayXattr(a *proto.Attr, trusted bool, who *proto.Ident, name string, change bool) error {
+// mayXattr checks whether an identity may change an extended attribute, as
+// xattr(7) says: user.* by permission and on files and directories only,
+// trusted.* and security.* root alone.
+func (j *Journal) mayXattr(a *proto.Attr, trusted bool, who *proto.Ident, name string) error {
 	space, _, _ := strings.Cut(name, ".")
 	switch space {
 	case "user":
 		if !a.IsRegular() && !a.IsDir() {
-			if change {
-				return status.NotOwner
-			}
-			return status.NoAttr
-		}
-		if change && a.IsDir() && a.Mode&proto.ModeSticky != 0 && who.UID != 0 && who.UID != a.UID {
 			return status.NotOwner
 		}
-		if change {
-			return Access(a, who, MayWrite)
+		if a.IsDir() && a.Mode&proto.ModeSticky != 0 && who.UID != 0 && who.UID != a.UID {
+			return status.NotOwner
 		}
-		return Access(a, who, MayRead)
-	case "trusted":
+		return j.mayLocked(a, who, MayWrite)
+	case "trusted", "security":
 		if !trusted || who.UID != 0 {
-			if change {
-				return status.NotOwner
-			}
-			return status.NoAttr
-		}
-		return nil
-	case "security":
-		if change && (!trusted || who.UID != 0) {
 			return status.NotOwner
 		}
 		return nil
 	}
-	return status.Unsupported // system.*: POSIX ACLs are not there yet
+	return status.Unsupported
 }

@@ -30,7 +30,7 @@ func (j *Journal) planCopy(p *pending, op *proto.Copy) error {
 	}
 	a := infoAttr(op.Src, from)
 	if !p.sub.SrcOpened {
-		if err := Access(&a, &p.sub.Ident, MayRead); err != nil {
+		if err := j.mayLocked(&a, &p.sub.Ident, MayRead); err != nil {
 			return err
 		}
 	}

@@ -32,6 +32,7 @@ type view interface {
 	Seek(id proto.FileID, off int64, hole bool) (int64, error)
 	GetXattr(id proto.FileID, name string) ([]byte, error)
 	ListXattr(id proto.FileID) ([]string, error)
+	Access(a *proto.Attr, who *proto.Ident, want uint32) error
 }
 
 var (
@@ -41,8 +42,8 @@ var (
 
 // allowed makes a check in the state that is read and, if that is a past one,
 // in the present as well.
-func (c *call) allowed(at proto.LSN, a *proto.Attr, check func(*proto.Attr) error) error {
-	if err := check(a); err != nil || at == 0 {
+func (c *call) allowed(v view, at proto.LSN, a *proto.Attr, check func(view, *proto.Attr) error) error {
+	if err := check(v, a); err != nil || at == 0 {
 		return err
 	}
 	now, err := c.exp.Journal.Attr(a.ID)
@@ -52,29 +53,29 @@ func (c *call) allowed(at proto.LSN, a *proto.Attr, check func(*proto.Attr) erro
 	case err != nil:
 		return err
 	}
-	return check(&now)
+	return check(c.exp.Journal, &now)
 }
 
-// may checks permission bits.
-func (c *call) may(at proto.LSN, a *proto.Attr, who *proto.Ident, want uint32) error {
-	return c.allowed(at, a, func(a *proto.Attr) error { return journal.Access(a, who, want) })
+// may checks permissions, by mode or access control list.
+func (c *call) may(v view, at proto.LSN, a *proto.Attr, who *proto.Ident, want uint32) error {
+	return c.allowed(v, at, a, func(v view, a *proto.Attr) error { return v.Access(a, who, want) })
 }
 
 // mayRead checks whether the content of a file may be read.
-func (c *call) mayRead(at proto.LSN, a *proto.Attr, who *proto.Ident) error {
+func (c *call) mayRead(v view, at proto.LSN, a *proto.Attr, who *proto.Ident) error {
 	if at == 0 && c.sess.openFlags(a.ID)&wire.OpenRead != 0 {
 		return nil
 	}
-	return c.allowed(at, a, func(a *proto.Attr) error {
+	return c.allowed(v, at, a, func(v view, a *proto.Attr) error {
 		if who.UID == a.UID {
 			return nil
 		}
-		return journal.Access(a, who, journal.MayRead)
+		return v.Access(a, who, journal.MayRead)
 	})
 }
 
 // mayOpen checks whether a file may be opened.
-func (c *call) mayOpen(at proto.LSN, a *proto.Attr, who *proto.Ident, flags uint32) error {
+func (c *call) mayOpen(v view, at proto.LSN, a *proto.Attr, who *proto.Ident, flags uint32) error {
 	var want uint32
 	if flags&wire.OpenRead != 0 {
 		want |= journal.MayRead
@@ -91,5 +92,5 @@ func (c *call) mayOpen(at proto.LSN, a *proto.Attr, who *proto.Ident, flags uint
 	if at == 0 && c.sess.takeFresh(a.ID, who.UID) {
 		return nil
 	}
-	return c.may(at, a, who, want)
+	return c.may(v, at, a, who, want)
 }

@@ -24,7 +24,7 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.mayOpen(m.At, &a, c.who(m.Ident), m.Flags); err != nil {
+	if err := c.mayOpen(v, m.At, &a, c.who(m.Ident), m.Flags); err != nil {
 		return nil, err
 	}
 	if m.At != 0 {
@@ -99,7 +99,7 @@ func (c *call) readable(v view, at proto.LSN, id proto.FileID, who *proto.Ident)
 	case !a.IsRegular():
 		return a, status.Invalid
 	}
-	return a, c.mayRead(at, &a, who)
+	return a, c.mayRead(v, at, &a, who)
 }
 
 // seek tells where data or a hole begins, to those who may read them.

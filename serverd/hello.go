@@ -231,10 +231,10 @@ func (c *conn) grant(a *proto.Attr) (flags uint32) {
 	if c.ident.trusted || c.ident.who.UID == a.UID {
 		return wire.OpenRead | wire.OpenWrite
 	}
-	if journal.Access(a, &c.ident.who, journal.MayRead) == nil {
+	if c.sess.exp.Journal.Access(a, &c.ident.who, journal.MayRead) == nil {
 		flags |= wire.OpenRead
 	}
-	if journal.Access(a, &c.ident.who, journal.MayWrite) == nil {
+	if c.sess.exp.Journal.Access(a, &c.ident.who, journal.MayWrite) == nil {
 		flags |= wire.OpenWrite
 	}
 	return flags

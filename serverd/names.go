@@ -35,7 +35,7 @@ func (c *call) step(v view, at proto.LSN, dir *proto.Attr, name string, who *pro
 	if err := wire.CheckName(name); err != nil {
 		return proto.Attr{}, err
 	}
-	if err := c.may(at, dir, who, journal.MayExec); err != nil {
+	if err := c.may(v, at, dir, who, journal.MayExec); err != nil {
 		return proto.Attr{}, err
 	}
 	return v.Lookup(dir.ID, name)
@@ -113,11 +113,11 @@ func readDir(c *call, m *wire.ReadDirReq) (wire.Message, error) {
 	}
 	who := c.who(m.Ident)
 	if c.sess.openFlags(m.ID)&wire.OpenRead == 0 || m.At != 0 {
-		if err := c.may(m.At, &dir, who, journal.MayRead); err != nil {
+		if err := c.may(v, m.At, &dir, who, journal.MayRead); err != nil {
 			return nil, err
 		}
 	}
-	plus := m.Plus && c.may(m.At, &dir, who, journal.MayExec) == nil
+	plus := m.Plus && c.may(v, m.At, &dir, who, journal.MayExec) == nil
 	limit := int(min(max(m.Max, 1), wire.MaxEntries))
 	rep := &wire.ReadDirRep{Change: dir.Change, EOF: true}
 	err = v.ReadDir(m.ID, m.Cookie, plus, func(e proto.DirEntry) bool {

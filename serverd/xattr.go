@@ -27,7 +27,7 @@ func getXattr(c *call, m *wire.XattrReq) (wire.Message, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := c.mayRead(m.At, &a, who); err != nil {
+		if err := c.mayRead(v, m.At, &a, who); err != nil {
 			return nil, err
 		}
 	}

@@ -105,7 +105,7 @@ func start(ctx context.Context, m *spec, log zerolog.Logger) (*daemon, error) {
 // attach puts the mount into the tree.
 func (d *daemon) attach() error {
 	o := fusefs.Options{
-		Cache: d.cache, Device: d.spec.device(), AllowOther: d.spec.opts.allowOther, Debug: d.spec.opts.debug, Log: d.log,
+		Cache: d.cache, Device: d.spec.device(), AllowOther: d.spec.opts.allowOther, ACL: d.spec.opts.acl, Debug: d.spec.opts.debug, Log: d.log,
 	}
 	for _, s := range d.sources {
 		o.Sources = append(o.Sources, fusefs.Source{

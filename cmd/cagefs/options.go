@@ -20,6 +20,7 @@ type options struct {
 	debug      bool
 	readOnly   bool
 	allowOther bool
+	acl        bool
 	soft       time.Duration
 	hard       bool
 	cacheSize  cli.Size
@@ -45,9 +46,10 @@ const maxMemory = 1 << 50
 func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
 	fs.BoolVarP(&o.debug, "debug", "d", false, "foreground, with a log of all that happens")
-	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, soft=TIME, hard, cache_size=SIZE, page_size=SIZE, pages=N, cache_policy=NAME, dirty_size=SIZE, as -o a,b=c")
+	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, acl, soft=TIME, hard, cache_size=SIZE, page_size=SIZE, pages=N, cache_policy=NAME, dirty_size=SIZE, as -o a,b=c")
 	fs.BoolVar(&o.readOnly, "read-only", false, "refuse changes")
 	fs.BoolVar(&o.allowOther, "allow-other", false, "let other users in (root's mounts do)")
+	fs.BoolVar(&o.acl, "acl", false, "let the kernel check access control lists as well (the server always does)")
 	fs.DurationVar(&o.soft, "soft", 30*time.Second, "wait so long for a server that is gone, then fail with an error")
 	fs.BoolVar(&o.hard, "hard", false, "wait for ever; waiting processes can be killed")
 	o.cacheSize, o.pageSize, o.dirtySize = 256<<20, 128<<10, remote.DefaultBudget
@@ -62,7 +64,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 
 // settable are the flags that -o may set, under their names there; "-" and "_"
 // are equal. ro is the usual name of read-only.
-var settable = []string{"read-only", "allow-other", "soft", "hard", "cache-size", "page-size", "pages", "cache-policy", "dirty-size", "log-file", "log-level", "debug"}
+var settable = []string{"read-only", "allow-other", "acl", "soft", "hard", "cache-size", "page-size", "pages", "cache-policy", "dirty-size", "log-file", "log-level", "debug"}
 
 // ignored are options of mount(8) and fstab that say nothing to a mount of Cage,
 // or what it does anyway.

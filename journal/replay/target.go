@@ -81,6 +81,25 @@ func (c *chooser) add(lsn proto.LSN) error {
 		return status.Newf(status.Invalid, "undo", lsnText(lsn), "this record changed nothing that could be taken back")
 	}
 	c.addRecord(r)
+	if r.Kind == record.Make {
+		return c.addLists(r)
+	}
+	return nil
+}
+
+// addLists takes in the access control lists with which a file was made: they
+// are records of the same change.
+func (c *chooser) addLists(m *record.Record) error {
+	for lsn := m.LSN + 1; m.Session != 0 && lsn <= c.j.Last(); lsn++ {
+		r, err := c.j.Happened(lsn)
+		if err != nil {
+			return err
+		}
+		if r == nil || r.Session != m.Session || r.Seq != m.Seq {
+			return nil
+		}
+		c.addRecord(r)
+	}
 	return nil
 }
 

@@ -36,6 +36,10 @@ func (d *memDir) Chmod(name string, perm uint32) error {
 	c := d.m.beginLocked()
 	a := c.touch(id)
 	a.Mode = a.Mode&syscall.S_IFMT | perm&permBits
+	if list, ok := a.xattrs[memACLAccess]; ok {
+		a.xattrs = maps.Clone(a.xattrs)
+		a.xattrs[memACLAccess] = aclOfMode(list, perm)
+	}
 	c.commit()
 	return nil
 }
@@ -107,6 +111,7 @@ func (d *memDir) xattrs(name, attr string, write bool) (nodeID, *inode, error) {
 		if write {
 			err = syscall.EPERM
 		}
+	case isMemACL(attr) && typ != syscall.S_IFLNK:
 	case space != "user" && space != "trusted" && space != "security":
 		err = syscall.EOPNOTSUPP
 	case rest == "":
@@ -171,6 +176,9 @@ func (m *Mem) setXattrLocked(id nodeID, edit func(map[string]string)) {
 	}
 	edit(x)
 	a.xattrs = x
+	if list, ok := x[memACLAccess]; ok {
+		a.Mode = modeOfACL(list, a.Mode)
+	}
 	c.commit()
 }
 
