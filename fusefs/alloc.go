@@ -1,15 +1,17 @@
 package fusefs
 
 import (
+	"context"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
 )
 
 // Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE; the kernel
-// answers the others. What was stored through a mapping and not written back
-// (msync) is not seen: the kernel does not write pages back for this request.
+// answers the others.
 func (s *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	h := s.files.borrow(in.Fh)
 	if h == nil {
@@ -22,15 +24,40 @@ func (s *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.L
 	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return fuse.EINVAL
 	}
-	if err := s.settled(ctx, f.ino); err != nil {
-		return s.errors.status("lseek", err)
-	}
-	off, err := s.session.Seek(ctx, f.back.header, f.back.id, int64(in.Offset), in.Whence == unix.SEEK_HOLE)
+	off, err := s.seek(ctx, f, int64(in.Offset), in.Whence == unix.SEEK_HOLE)
 	if err != nil {
 		return s.errors.status("lseek", err)
 	}
 	out.Offset = uint64(off)
 	return fuse.OK
+}
+
+// seek asks the server, with all writes of ours in its answer, also those that
+// were stored through a mapping: the kernel does not write its pages back for
+// this request. So those of the hole that is jumped over are, and if there were
+// any, the server is asked again. A hole that is told although something is
+// stored in it does no harm: whoever looks for data next finds that. The
+// notification waits for no request that waits for this one: the kernel holds
+// the inode for it, but none of its pages.
+func (s *fileSystem) seek(ctx context.Context, f *openFile, from int64, hole bool) (int64, error) {
+	for {
+		if err := s.settled(ctx, f.ino); err != nil {
+			return 0, err
+		}
+		off, err := s.session.Seek(ctx, f.back.header, f.back.id, from, hole)
+		none := status.Of(err) == status.NoDevice
+		if hole || err != nil && !none || err == nil && off == from || f.ino.stores.Load() == 0 {
+			return off, err
+		}
+		before := f.ino.logged.Load()
+		if none {
+			off = from // to the end
+		}
+		s.kernel.hole(f.ino.node, from, off-from)
+		if f.ino.logged.Load() == before {
+			return off, err
+		}
+	}
 }
 
 // Fallocate implements fuse.RawFileSystem: modes 0 and KEEP_SIZE reserve,

@@ -146,3 +146,30 @@ func TestFallocate(t *testing.T) {
 	same()
 	require.ErrorIs(t, unix.Fallocate(int(openAt(t, p, os.O_RDONLY).Fd()), 0, 0, 1), unix.EBADF)
 }
+
+// What is stored through a mapping and not written back is data as well.
+func TestHolesBehindAMapping(t *testing.T) {
+	d := startDaemon(t)
+	p := filepath.Join(d.a, "f")
+	f := openAt(t, p, os.O_RDWR|os.O_CREATE)
+	const size = 4 << 20
+	require.NoError(t, f.Truncate(size))
+	m, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	require.NoError(t, err)
+	defer unix.Munmap(m)
+	require.NoError(t, f.Close())
+	for _, at := range []int{1 << 20, 3 << 20} {
+		copy(m[at:], "stored")
+		copied := filepath.Join(d.a, "copy")
+		out, err := exec.Command("cp", "--sparse=auto", "--reflink=never", p, copied).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		got, err := os.ReadFile(copied)
+		require.NoError(t, err)
+		require.Equal(t, len(m), len(got))
+		require.Equal(t, "stored", string(got[at:at+6]), "at %d", at)
+		require.True(t, bytes.Equal(m, got))
+		require.Less(t, blocksOf(t, copied), int64(64<<10))
+	}
+	r := openAt(t, p, os.O_RDONLY)
+	require.Equal(t, [][2]int64{{1 << 20, 1<<20 + 4096}, {3 << 20, 3<<20 + 4096}}, extents(t, r))
+}

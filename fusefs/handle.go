@@ -127,6 +127,7 @@ type openFile struct {
 	file *pagecache.File
 	back *backing
 	ends *backing // back, for what is appended
+	maps bool     // open for reading and writing: it can be mapped to be written to
 }
 
 // fmodeExec is in the flags of an open by execve(2): permission to execute was
@@ -172,7 +173,7 @@ func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 			return s.errors.status("open", err)
 		}
 	}
-	if s.opened(&a, upto, who, out) {
+	if s.opened(&a, upto, who, in.Flags, out) {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
 	if in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
@@ -194,12 +195,15 @@ func (s *fileSystem) truncate(ctx context.Context, who proto.Ident, ino *inode, 
 // opened makes a handle for a file that the session has opened, and reports
 // whether the pages that the kernel has of it are still good. Operations of
 // ours up to upto are in the attributes.
-func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, out *fuse.OpenOut) (kept bool) {
+func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flags uint32, out *fuse.OpenOut) (kept bool) {
 	ino := s.inodes.open(a.ID)
 	ino.heard(a)
 	f := &openFile{ino: ino, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
 	ends := *f.back
 	ends.append, f.ends = true, &ends
+	if f.maps = flags&syscall.O_ACCMODE == syscall.O_RDWR; f.maps {
+		ino.stores.Add(1)
+	}
 	f.file, kept = s.openPages(f.back, *a, upto)
 	ino.opened(f.file)
 	// Pages that were dropped from the cache because the file had changed go
@@ -213,6 +217,9 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, out 
 func (s *fileSystem) closeFile(h *handle[*openFile]) {
 	f := h.it
 	raise(&f.ino.logged, uint64(f.file.Logged()))
+	if f.maps {
+		f.ino.stores.Add(-1)
+	}
 	f.ino.closed()
 	f.file.Close()
 	s.session.Release(f.ino.id)
@@ -242,7 +249,7 @@ func (s *fileSystem) openMade(ctx context.Context, in *fuse.CreateIn, id proto.F
 		s.inodes.forget(out.NodeId, 1) // the kernel gets an error, and no inode
 		return err
 	}
-	s.opened(&a, upto, who, &out.OpenOut)
+	s.opened(&a, upto, who, in.Flags, &out.OpenOut)
 	return nil
 }
 

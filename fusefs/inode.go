@@ -33,6 +33,7 @@ type inode struct {
 	changed atomic.Uint64 // proto.LSN of the newest change heard of, in a reply or pushed: older attributes are stale
 	names   atomic.Uint64 // directory: counts beginnings and ends of changes of its names, by us and others
 	pages   atomic.Bool   // the kernel may have pages of it
+	stores  atomic.Int64  // handles through which it may be mapped to be written to
 	noCaps  atomic.Int64  // fileSystem.now until which it is known to have no security.capability
 }
 

@@ -24,6 +24,7 @@ const (
 type kernel interface {
 	attrs(node uint64)              // attributes are not valid any more
 	data(node uint64)               // nor are the pages
+	hole(node uint64, off, n int64) // pages of a range are written back and dropped; n 0: to the end
 	entry(node uint64, name string) // a name of a directory has to be looked up again
 	epoch() (supported bool)        // all names have to
 }
@@ -60,7 +61,7 @@ func (n *news) add(name string) {
 }
 
 // dispatcher tells the kernel what others changed. No request's handler ever
-// notifies, because the notification would wait for that request; handlers and
+// notifies (but seek), because the notification would wait for that request; handlers and
 // upcalls put news here and go on. News of one file are told one after the
 // other, and join while they wait. Safe for concurrent use.
 type dispatcher struct {
@@ -247,6 +248,8 @@ var _ kernel = (*device)(nil)
 func (d *device) attrs(node uint64) { d.server.InodeNotify(node, -1, 0) }
 
 func (d *device) data(node uint64) { d.server.InodeNotify(node, 0, 0) }
+
+func (d *device) hole(node uint64, off, n int64) { d.server.InodeNotify(node, off, n) }
 
 // entry lets a name expire where the kernel can do that. Otherwise its entry is
 // dropped, which breaks getcwd(2) of those below until the name is used again.

@@ -124,6 +124,9 @@ type fakeKernel struct {
 
 func (k *fakeKernel) attrs(node uint64) { k.said = append(k.said, fmt.Sprint("attrs ", node)) }
 func (k *fakeKernel) data(node uint64)  { k.said = append(k.said, fmt.Sprint("data ", node)) }
+func (k *fakeKernel) hole(node uint64, off, n int64) {
+	k.said = append(k.said, fmt.Sprint("hole ", node, off, n))
+}
 func (k *fakeKernel) entry(node uint64, name string) {
 	k.said = append(k.said, fmt.Sprint("entry ", node, " ", name))
 }
