@@ -203,7 +203,7 @@ func (j *Journal) trySubmit(s *Submission) (*Ticket, error) {
 		p.recs = []*record.Record{{Kind: record.Result, Status: uint16(status.Of(err))}}
 	}
 	if len(p.recs) == 0 { // nothing has to change
-		return answered(proto.Result{ID: p.id}, nil), nil
+		return answered(proto.Result{ID: p.id, N: p.n}, nil), nil
 	}
 	if err := j.appendLocked(p); err != nil {
 		j.unstage(p.recs)

@@ -48,6 +48,7 @@ func TestLostBytesAreFilledIn(t *testing.T) {
 		{ID: id, Off: 50_100, Data: []byte(strings.Repeat("b", 30_000))},
 		{ID: id, Off: 20_000, Data: []byte(strings.Repeat("c", 10_000))},
 		{ID: id, Off: 200_001, Data: []byte(strings.Repeat("d", 9_000))},
+		{ID: id, Off: 7, Append: true, Data: []byte(strings.Repeat("e", 12_000))},
 	}
 	first := e.seq + 1
 	for _, w := range writes {
