@@ -128,6 +128,7 @@ type openFile struct {
 	back *backing
 	ends *backing // back, for what is appended
 	maps bool     // open for reading and writing: it can be mapped to be written to
+	past bool     // writes go past the kernel's pages, which does not sync them by itself
 }
 
 // fmodeExec is in the flags of an open by execve(2): permission to execute was
@@ -206,6 +207,12 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flag
 	}
 	f.file, kept = s.openPages(f.back, *a, upto)
 	ino.opened(f.file)
+	if flags&syscall.O_APPEND != 0 && flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		// Through its own pages the kernel sends a write that begins in a page
+		// which it does not have as several: others could append in between.
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+		f.past = true
+	}
 	// Pages that were dropped from the cache because the file had changed go
 	// from the kernel with this reply, if it has any.
 	ino.pages.Store(true)
@@ -334,6 +341,9 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	}
 	if err == nil {
 		err = s.whenTight(ctx, &in.InHeader, f)
+	}
+	if err == nil && f.past && in.Flags&syscall.O_DSYNC != 0 {
+		err = s.sync(ctx, &in.InHeader, f.ino.id)
 	}
 	if err != nil {
 		return 0, s.errors.status("write", err)
