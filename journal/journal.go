@@ -174,10 +174,13 @@ func (j *Journal) CloseSession(id proto.SessionID) error { return j.closeSession
 type Submission struct {
 	*proto.Change
 	Client  uint32
-	Trusted bool // may make devices, setuid files of others, trusted.* attributes
+	Trusted bool // may make devices, setuid files of others, trusted.* attributes; knows files by their numbers alone
 	Opened  bool // the session holds the file open for writing: permission was checked then
 	// Copy: the session holds the source open for reading.
 	SrcOpened bool
+	// Holds reports whether the session has a file open, so that it needs no way
+	// to it (see Reach). It must not call back. nil: none.
+	Holds func(proto.FileID) bool
 	// Guard runs in the critical section that gives the record its number; an
 	// error refuses the change without a trace (fencing). May be nil.
 	Guard func() error

@@ -15,6 +15,9 @@ import (
 // completely, or fails as the operation fails. It changes nothing but the stage.
 // The caller holds planMu.
 func (j *Journal) planLocked(p *pending) error {
+	if err := j.reachLocked(p.sub); err != nil {
+		return err
+	}
 	switch op := p.sub.Op.(type) {
 	case *proto.Make:
 		return j.planMake(p, op)

@@ -10,14 +10,16 @@ import (
 // Who may read what. A change is checked by journal.Submit, which sees what
 // changes before it are still to be applied.
 //
+//	all               a way to the file: see call.at
 //	lookup            search permission on the directory
 //	readdir           read permission; attributes of entries only with search permission
 //	getattr, readlink,
-//	statfs, listxattr nothing: who has a number has been given it
+//	listxattr         nothing more
 //	open              the bits asked for, or the file was just made by this
 //	                  session for this user (O_CREAT with a mode that forbids)
 //	read              read permission, or own the file, or the session has it
 //	                  open for reading: the bits counted when it was opened
+//	pushes            names of a directory only with read permission
 //	getxattr          user.*: as read; trusted.*: root, believed; others nothing
 //
 // A past state needs permission then and, as far as the file still exists, now.

@@ -127,6 +127,7 @@ func (c *conn) submit(ch *change) (o outcome) {
 		Client:  c.sess.client,
 		Trusted: c.ident.trusted,
 		Opened:  c.sess.openFlags(contentOf(op))&wire.OpenWrite != 0,
+		Holds:   c.sess.holds,
 	}
 	if op, ok := op.(*proto.Copy); ok {
 		s.SrcOpened = c.sess.openFlags(op.Src)&wire.OpenRead != 0

@@ -215,7 +215,7 @@ func (c *conn) writeLoop() error {
 		}
 		buf = buf[:0]
 		for i := range b.pushes {
-			buf = wire.AppendFrame(buf, wire.Push(wire.OpChanged), &b.pushes[i])
+			buf = wire.AppendFrame(buf, wire.Push(wire.OpChanged), c.told(&b.pushes[i]))
 		}
 		if b.drain {
 			buf = wire.AppendFrame(buf, wire.Push(wire.OpDrain), &wire.Empty{})

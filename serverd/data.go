@@ -20,11 +20,12 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := v.Attr(m.ID)
+	who := c.who(m.Ident)
+	a, err := c.at(v, m.At, m.ID, who)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.mayOpen(v, m.At, &a, c.who(m.Ident), m.Flags); err != nil {
+	if err := c.mayOpen(v, m.At, &a, who, m.Flags); err != nil {
 		return nil, err
 	}
 	if m.At != 0 {
@@ -90,7 +91,7 @@ func read(c *call, m *wire.ReadReq) (wire.Message, error) {
 
 // readable returns the attributes of a regular file whose bytes may be read.
 func (c *call) readable(v view, at proto.LSN, id proto.FileID, who *proto.Ident) (proto.Attr, error) {
-	a, err := v.Attr(id)
+	a, err := c.at(v, at, id, who)
 	switch {
 	case err != nil:
 		return a, err

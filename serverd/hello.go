@@ -225,11 +225,17 @@ func (c *conn) retreat() {
 }
 
 // grant says what an open of a resumed session allows that this run of the
-// server has not seen: a trusted client says itself who its users are; for
-// others the one user as whom they act is asked again.
-func (c *conn) grant(a *proto.Attr) (flags uint32) {
-	if c.ident.trusted || c.ident.who.UID == a.UID {
-		return wire.OpenRead | wire.OpenWrite
+// server has not seen, and whether it may be: a trusted client says itself who its
+// users are; for others the one user as whom they act is asked again.
+func (c *conn) grant(a *proto.Attr) (flags uint32, ok bool) {
+	if c.ident.trusted {
+		return wire.OpenRead | wire.OpenWrite, true
+	}
+	if c.sess.exp.Journal.Reach(a.ID, &c.ident.who) != nil {
+		return 0, false
+	}
+	if c.ident.who.UID == a.UID {
+		return wire.OpenRead | wire.OpenWrite, true
 	}
 	if c.sess.exp.Journal.Access(a, &c.ident.who, journal.MayRead) == nil {
 		flags |= wire.OpenRead
@@ -237,7 +243,7 @@ func (c *conn) grant(a *proto.Attr) (flags uint32) {
 	if c.sess.exp.Journal.Access(a, &c.ident.who, journal.MayWrite) == nil {
 		flags |= wire.OpenWrite
 	}
-	return flags
+	return flags, true
 }
 
 // maySee reports whether a client may mount an export, or learn that it exists.

@@ -16,11 +16,12 @@ func lookup(c *call, m *wire.LookupReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := v.Attr(m.Dir)
+	who := c.who(m.Ident)
+	dir, err := c.at(v, m.At, m.Dir, who)
 	if err != nil {
 		return nil, err
 	}
-	a, err := c.step(v, m.At, &dir, m.Name, c.who(m.Ident))
+	a, err := c.step(v, m.At, &dir, m.Name, who)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +79,7 @@ func getAttr(c *call, m *wire.IDReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := v.Attr(m.ID)
+	a, err := c.at(v, m.At, m.ID, c.who(m.Ident))
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +89,9 @@ func getAttr(c *call, m *wire.IDReq) (wire.Message, error) {
 func readlink(c *call, m *wire.IDReq) (wire.Message, error) {
 	v, err := c.view(m.At)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := c.at(v, m.At, m.ID, c.who(m.Ident)); err != nil {
 		return nil, err
 	}
 	target, err := v.Readlink(m.ID)
@@ -104,14 +108,14 @@ func readDir(c *call, m *wire.ReadDirReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := v.Attr(m.ID)
+	who := c.who(m.Ident)
+	dir, err := c.at(v, m.At, m.ID, who)
 	if err != nil {
 		return nil, err
 	}
 	if !dir.IsDir() {
 		return nil, status.NotDir
 	}
-	who := c.who(m.Ident)
 	if c.sess.openFlags(m.ID)&wire.OpenRead == 0 || m.At != 0 {
 		if err := c.may(v, m.At, &dir, who, journal.MayRead); err != nil {
 			return nil, err

@@ -107,11 +107,19 @@ func (s *session) openFlags(id proto.FileID) uint32 {
 	return 0
 }
 
+// holds reports whether the session has a file open.
+func (s *session) holds(id proto.FileID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opens[id] != nil
+}
+
 // replaceOpens makes the client's list the truth about what it has open, and
 // returns how many of the files are gone. The new holds are taken before the
 // old ones are given back, so that an orphan lives on. grant says what the opens
-// of a file are to allow that this server has forgotten. The caller has attach.
-func (s *session) replaceOpens(ids []proto.FileID, grant func(*proto.Attr) uint32) (gone int) {
+// of a file are to allow that this server has forgotten, and whether the client may
+// have it open at all. The caller has attach.
+func (s *session) replaceOpens(ids []proto.FileID, grant func(*proto.Attr) (uint32, bool)) (gone int) {
 	s.mu.Lock()
 	old := s.opens
 	s.mu.Unlock()
@@ -142,8 +150,9 @@ func (s *session) replaceOpens(ids []proto.FileID, grant func(*proto.Attr) uint3
 	return gone
 }
 
-// reopen takes the first hold of a file of a client's list; nil if the file is gone.
-func (s *session) reopen(id proto.FileID, known *openFile, grant func(*proto.Attr) uint32) *openFile {
+// reopen takes the first hold of a file of a client's list; nil if the file is
+// gone, or the client has no way to it.
+func (s *session) reopen(id proto.FileID, known *openFile, grant func(*proto.Attr) (uint32, bool)) *openFile {
 	if s.exp.Journal.Hold(id) != nil {
 		return nil
 	}
@@ -152,8 +161,14 @@ func (s *session) reopen(id proto.FileID, known *openFile, grant func(*proto.Att
 		o.flags = known.flags
 		return o
 	}
-	if a, err := s.exp.Journal.Attr(id); err == nil {
-		o.flags = grant(&a)
+	a, err := s.exp.Journal.Attr(id)
+	ok := err == nil
+	if ok {
+		o.flags, ok = grant(&a)
+	}
+	if !ok {
+		s.exp.Journal.Unhold(id, 1)
+		return nil
 	}
 	return o
 }

@@ -17,16 +17,16 @@ func getXattr(c *call, m *wire.XattrReq) (wire.Message, error) {
 		return nil, err
 	}
 	who := c.who(m.Ident)
+	a, err := c.at(v, m.At, m.ID, who)
+	if err != nil {
+		return nil, err
+	}
 	switch {
 	case strings.HasPrefix(m.Name, "trusted."):
 		if !c.maySeeTrusted(who) {
 			return nil, status.NoAttr
 		}
 	case strings.HasPrefix(m.Name, "user."):
-		a, err := v.Attr(m.ID)
-		if err != nil {
-			return nil, err
-		}
 		if err := c.mayRead(v, m.At, &a, who); err != nil {
 			return nil, err
 		}
@@ -46,11 +46,15 @@ func listXattr(c *call, m *wire.IDReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	who := c.who(m.Ident)
+	if _, err := c.at(v, m.At, m.ID, who); err != nil {
+		return nil, err
+	}
 	names, err := v.ListXattr(m.ID)
 	if err != nil {
 		return nil, err
 	}
-	if !c.maySeeTrusted(c.who(m.Ident)) {
+	if !c.maySeeTrusted(who) {
 		names = slices.DeleteFunc(names, func(n string) bool { return strings.HasPrefix(n, "trusted.") })
 	}
 	return &wire.NamesRep{Names: names}, nil
