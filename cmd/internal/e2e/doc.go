@@ -1,5 +1,6 @@
 // Package e2e holds the tests that drive the real commands: servers that are
-// killed, disks that lose power, mounts in the kernel. It imports nothing of Cage
+// killed, disks that lose power, mounts in the kernel, and on these the programs
+// that people run (`make programs`). It imports nothing of Cage
 // but cmd/internal/cli and cmd/internal/differ, which knows nothing of it. All of it needs /dev/fuse; what more a test needs it says
 // when it is skipped. Short runs are part of `make test`; CAGE_ACCEPT=1 (`make
 // accept`) runs the full numbers.

@@ -11,15 +11,15 @@ import (
 // TestProgramCopies brings a tree with all that is rare in trees to the mount and
 // back, with tar and with rsync. It stays the same, and rsync then finds nothing to do.
 func TestProgramCopies(t *testing.T) {
-	w := newWorkshop(t, map[string]string{"tar": "tar", "rsync": "rsync", "diff": "diffutils", "sha256sum": "coreutils"})
+	w := newWorkshop(t, map[string]string{"tar": "tar", "rsync": "rsync", "diff": "diffutils", "setfacl": "acl", "sha256sum": "coreutils"})
 	src := w.mkdir("src")
 	part := "encoding"
 	if accept {
-		part = "."
+		part = "net"
 	}
-	require.NoError(t, os.Mkdir(filepath.Join(src, "go"), 0o755))
 	command(t, "cp", "-a", filepath.Join(goSource(t), part), src+"/go")
 	makeOddities(t, filepath.Join(src, "odd"))
+	command(t, "setfacl", "-R", "-m", "u:nobody:rwX,d:g:nogroup:rx", src+"/go")
 	want := survey(t, src)
 	t.Logf("%d files and directories", len(want))
 	w.in(src, "sh", "-c", "find go -type f -print0 | sort -z | xargs -0 sha256sum >"+w.path("sums"))
@@ -29,9 +29,9 @@ func TestProgramCopies(t *testing.T) {
 	for how, steps := range map[string]struct{ to, from, again string }{
 		// Sockets are nothing for tar. It has them from cp.
 		"tar": {
-			`tar -C "$1" --xattrs --sparse -cpf - . 2>/dev/null | tar -C "$2" --xattrs --xattrs-include='*' --same-owner -xpf - && cp -a "$1/odd/socket" "$2/odd" && touch -r "$1/odd" "$2/odd"`,
-			`tar -C "$2" --xattrs --sparse -cpf - . 2>/dev/null | tar -C "$3" --xattrs --xattrs-include='*' --same-owner -xpf - && cp -a "$2/odd/socket" "$3/odd" && touch -r "$2/odd" "$3/odd"`,
-			`tar -C "$1" --xattrs -cf - . 2>/dev/null | tar -C "$2" -df - 2>/dev/null`,
+			`tar -C "$1" --acls --xattrs --sparse -cpf - . 2>/dev/null | tar -C "$2" --acls --xattrs --xattrs-include='*' --same-owner -xpf - && cp -a "$1/odd/socket" "$2/odd" && touch -r "$1/odd" "$2/odd"`,
+			`tar -C "$2" --acls --xattrs --sparse -cpf - . 2>/dev/null | tar -C "$3" --acls --xattrs --xattrs-include='*' --same-owner -xpf - && cp -a "$2/odd/socket" "$3/odd" && touch -r "$2/odd" "$3/odd"`,
+			`tar -C "$1" --acls --xattrs -cf - . 2>/dev/null | tar -C "$2" -df - 2>/dev/null`,
 		},
 		"rsync": {`rsync -aHAXS "$1"/ "$2"`, `rsync -aHAXS "$2"/ "$3"`, `rsync -aHAXSic "$1"/ "$2"`},
 	} {

@@ -68,14 +68,14 @@ func TestProgramStress(t *testing.T) {
 				require.NoError(t, os.Chown(dir, int(user.Uid), int(user.Gid)))
 			case stressor == "getdent":
 				// It lists all that is under /tmp, too. What it is to see there is the mount.
-				args, temp = []string{"unshare", "--mount", "sh", "-c", `mount --bind . /tmp && exec "$@"`, "sh"}, "/tmp"
+				args, temp = []string{"unshare", "--mount", "sh", "-c", `mount --bind . /tmp && cd /tmp && exec "$@"`, "sh"}, "/tmp"
 			}
 			args = append(args, "stress-ng", "--"+stressor, "2", "--temp-path", temp, "--timeout", fmt.Sprint(seconds, "s"),
 				"--verify", "--metrics-brief", "--no-rand-seed",
 				"--hdd-bytes", "32m", "--fallocate-bytes", "8m", "--seek-size", "8m", "--sync-file-bytes", "8m", "--copy-file-bytes", "128m")
 			start := time.Now()
 			out := w.ask(task{args: args, user: user, dir: dir})
-			require.NotRegexp(t, `(?i)\bfail`, out)
+			require.NotContains(t, out, "stress-ng: fail")
 			m := regexp.MustCompile(`\] ` + stressor + ` +(\d+)`).FindStringSubmatch(out)
 			require.NotNil(t, m, "%s", out)
 			t.Logf("%s operations in %.1f s", m[1], time.Since(start).Seconds())
