@@ -60,10 +60,11 @@ func joinTime(sec uint64, nsec uint32) proto.Time {
 	return proto.Time(s*1e9 + int64(nsec))
 }
 
-// attrTimeout is how long the kernel may believe these attributes: not at all
-// if a write of ours is on its way, or a newer change has been heard of.
-func (s *fileSystem) attrTimeout(ino *inode, a *proto.Attr) time.Duration {
-	if uint64(a.Change) < ino.changed.Load() || proto.Seq(ino.logged.Load()) > s.session.Applied() {
+// attrTimeout is how long the kernel may believe these attributes, of a reply to
+// a request that began at since: not at all if a write of ours is on its way, or
+// a newer change may have been heard of.
+func (s *fileSystem) attrTimeout(ino *inode, a *proto.Attr, since int64) time.Duration {
+	if s.inodes.newer(ino, a.Change, since) || proto.Seq(ino.logged.Load()) > s.session.Applied() {
 		return 0
 	}
 	return s.attrValid
@@ -82,7 +83,7 @@ func (s *fileSystem) attr(ctx context.Context, h *fuse.InHeader, ino *inode) (pr
 	}
 	a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
 	if err == nil {
-		ino.heard(&a)
+		s.inodes.heard(ino, &a)
 	}
 	return a, err
 }
@@ -91,13 +92,14 @@ func (s *fileSystem) attr(ctx context.Context, h *fuse.InHeader, ino *inode) (pr
 func (s *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	ctx := s.read(cancel, &in.InHeader)
 	defer ctx.end()
+	since := s.inodes.now()
 	ino := s.inodes.find(in.NodeId)
 	a, err := s.attr(ctx, &in.InHeader, ino)
 	if err != nil {
 		return s.errors.status("getattr", err)
 	}
 	s.fillAttr(&out.Attr, &a)
-	out.SetTimeout(s.attrTimeout(ino, &a))
+	out.SetTimeout(s.attrTimeout(ino, &a, since))
 	return fuse.OK
 }
 
@@ -105,6 +107,7 @@ func (s *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fu
 func (s *fileSystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
 	ctx := s.read(cancel, &in.InHeader)
 	defer ctx.end()
+	since := s.inodes.now()
 	ino := s.inodes.find(in.NodeId)
 	a, err := s.attr(ctx, &in.InHeader, ino)
 	if err != nil {
@@ -112,7 +115,7 @@ func (s *fileSystem) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.S
 	}
 	fillStatx(&out.Statx, &a)
 	out.Ino = ino.number()
-	out.SetTimeout(s.attrTimeout(ino, &a))
+	out.SetTimeout(s.attrTimeout(ino, &a, since))
 	return fuse.OK
 }
 
@@ -138,12 +141,18 @@ func statxTime(t proto.Time) (out fuse.SxTime) {
 func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
+	since := s.inodes.now()
 	ino := s.inodes.find(in.NodeId)
 	who := s.idents.full(&in.InHeader)
 	if in.Valid&fuse.FATTR_FH != 0 {
 		if h := s.files.borrow(in.Fh); h != nil {
 			who = h.who // ftruncate: permission was checked when the file was opened
 			defer h.give()
+		}
+	}
+	if ino.mode.Load() == 0 && killsSetID(in) {
+		if _, err := s.attr(ctx, &in.InHeader, ino); err != nil { // which bits it has
+			return s.errors.status("setattr", err)
 		}
 	}
 	op := setAttrOp(in, ino, who.UID)
@@ -160,7 +169,7 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		return s.errors.status("setattr", err)
 	}
 	s.fillAttr(&out.Attr, &a)
-	out.SetTimeout(s.attrTimeout(ino, &a))
+	out.SetTimeout(s.attrTimeout(ino, &a, since))
 	return fuse.OK
 }
 
@@ -171,8 +180,13 @@ func (s *fileSystem) setAttr(ctx context.Context, who proto.Ident, ino *inode, o
 	if err != nil {
 		return proto.Attr{}, err
 	}
-	ino.own(&res.Attr, upto)
+	s.inodes.own(ino, &res.Attr, upto)
 	return res.Attr, nil
+}
+
+// killsSetID reports whether a request may take setuid and setgid bits away.
+func killsSetID(in *fuse.SetAttrIn) bool {
+	return in.Valid&(fuse.FATTR_KILL_SUIDGID|fuse.FATTR_UID|fuse.FATTR_GID) != 0
 }
 
 // setAttrOp translates a request. A change of owner by anybody, and of size by

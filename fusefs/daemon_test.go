@@ -100,7 +100,8 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 	m := &testMount{cache: pagecache.New(pagecache.Options{})}
 	ready := make(chan struct{}) // upcalls come after the mount
 	ctx := context.Background()
-	o := Options{Cache: m.cache, Device: addr + ":/x", Log: log}
+	inodes, _ := strconv.Atoi(os.Getenv("CAGE_TEST_INODES"))
+	o := Options{Cache: m.cache, Device: addr + ":/x", Inodes: inodes, Log: log}
 	subs := strings.Split(sub, ":")
 	for i, sub := range subs {
 		src := &testSource{}

@@ -42,6 +42,7 @@ func offToCookie(off uint64) uint64 {
 // batch is a piece of a listing with what has to be known to judge it later.
 type batch struct {
 	from    uint64 // cookie that it follows
+	since   int64  // when it was asked for, see table.now
 	entries []proto.DirEntry
 	eof     bool
 	parent  proto.FileID // of the directory, 0 if none
@@ -135,7 +136,7 @@ func (s *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *f
 			return false
 		}
 		if a != nil && s.believable(dir, b, a) {
-			s.fillEntry(entry, a, true)
+			s.fillEntry(entry, a, true, b.since)
 		}
 		return true
 	})
@@ -146,14 +147,14 @@ func (s *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *f
 // before a change of the directory or of the file that the kernel knows of. The
 // entry then goes without, and the kernel asks for it when it needs it.
 func (s *fileSystem) believable(dir *inode, b *batch, a *proto.Attr) bool {
-	if a.ID == 0 || a.Nlink == 0 || a.ID == s.inodes.root.id || dir.names.Load() != b.names {
+	if a.ID == 0 || a.Nlink == 0 || a.ID == s.inodes.root.id || dir.names.Load() != b.names || dir.gone.Load() {
 		return false
 	}
 	if _, ok := s.inodes.node(a.ID); !ok {
 		return false
 	}
 	ino := s.inodes.known(a.ID)
-	return ino == nil || proto.Seq(ino.logged.Load()) <= b.applied && ino.changed.Load() <= uint64(a.Change)
+	return !s.inodes.newer(ino, a.Change, b.since) && (ino == nil || proto.Seq(ino.logged.Load()) <= b.applied)
 }
 
 // list gives the entries after in.Offset to add until it has no room.
@@ -259,7 +260,7 @@ func (l *listing) prefetched(ctx context.Context, cookie uint64) *batch {
 
 // fetch asks the server for a batch.
 func (s *fileSystem) fetch(ctx context.Context, l *listing, cookie uint64, plus bool) (*batch, error) {
-	b := &batch{from: cookie, names: l.ino.names.Load(), applied: s.session.Applied()}
+	b := &batch{from: cookie, since: s.inodes.now(), names: l.ino.names.Load(), applied: s.session.Applied()}
 	rep, err := s.session.ReadDir(ctx, l.head, l.ino.id, cookie, entriesAtOnce, plus)
 	if err != nil {
 		return nil, err

@@ -58,7 +58,7 @@ func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
 	s := &fileSystem{
 		tag: tag, session: src.Session, cache: o.Cache, at: src.At, readOnly: o.ReadOnly || src.ReadOnly || src.At != 0,
 		nameValid: o.NameTimeout, attrValid: o.AttrTimeout, began: time.Now(), fd: fd,
-		inodes: newTable(tag, src.Root, src.Session.Applied),
+		inodes: newTable(tag, src.Root, src.Session.Applied, o.Inodes),
 		idents: newIdents("/proc", time.Now),
 	}
 	s.errors.log = o.Log

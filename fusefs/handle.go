@@ -198,7 +198,7 @@ func (s *fileSystem) truncate(ctx context.Context, who proto.Ident, ino *inode, 
 // ours up to upto are in the attributes.
 func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flags uint32, out *fuse.OpenOut) (kept bool) {
 	ino := s.inodes.open(a.ID)
-	ino.heard(a)
+	s.inodes.heard(ino, a)
 	f := &openFile{ino: ino, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
 	ends := *f.back
 	ends.append, f.ends = true, &ends

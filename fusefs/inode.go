@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"container/list"
 	"context"
 	"sync"
 	"sync/atomic"
@@ -14,13 +15,16 @@ import (
 
 // inode is what is known of a file that the kernel knows or that is open.
 type inode struct {
-	id   proto.FileID // the server's number, without tag; set at construction
-	node uint64       // set at construction: the kernel's number
+	// Set at construction.
+	id   proto.FileID // the server's number, without tag
+	node uint64       // the kernel's number
+	born int64        // table.now when the table began to hold it
 
 	// Guarded by the lock of the inode's shard.
-	lookups uint64 // replies that gave the kernel this inode, less what it forgot
-	handles int    // open files and listings
-	listed  bool   // in the table's list of inodes that wait for their writes
+	recent  *list.Element // in the shard's list; nil for one that the table does not hold
+	lookups uint64        // replies that gave the kernel this inode, less what it forgot
+	handles int           // open files and listings
+	listed  bool          // in the table's list of inodes that wait for their writes
 
 	// Guarded by mu, which is held over no call but those of pagecache.File that do no I/O.
 	mu    sync.Mutex
@@ -34,6 +38,7 @@ type inode struct {
 	names   atomic.Uint64 // directory: counts beginnings and ends of changes of its names, by us and others
 	pages   atomic.Bool   // the kernel may have pages of it
 	stores  atomic.Int64  // handles through which it may be mapped to be written to
+	gone    atomic.Bool   // the table does not hold it any more: news of the file do not reach it
 	noCaps  atomic.Int64  // fileSystem.now until which it is known to have no security.capability
 }
 
@@ -64,10 +69,13 @@ func (ino *inode) closed() {
 	}
 }
 
-// heard notes what a reply says of the file.
-func (ino *inode) heard(a *proto.Attr) {
+// heard notes what a reply says of a file.
+func (t *table) heard(ino *inode, a *proto.Attr) {
 	ino.mode.Store(a.Mode)
 	raise(&ino.changed, uint64(a.Change))
+	if ino.gone.Load() {
+		t.missed(a.Change)
+	}
 }
 
 // written is the number of the newest write of ours, as the cached file tells
@@ -83,8 +91,8 @@ func (ino *inode) written() proto.Seq {
 
 // own tells the cached file, if it is open, what a change of ours made of it.
 // upto is what written said before the change.
-func (ino *inode) own(a *proto.Attr, upto proto.Seq) {
-	ino.heard(a)
+func (t *table) own(ino *inode, a *proto.Attr, upto proto.Seq) {
+	t.heard(ino, a)
 	ino.mu.Lock()
 	defer ino.mu.Unlock()
 	if ino.file != nil {
@@ -99,8 +107,8 @@ func (ino *inode) number() uint64 {
 
 // replaced is own for a change of ours whose bytes nobody here knows: what is
 // cached of the range goes.
-func (ino *inode) replaced(a *proto.Attr, upto proto.Seq, off, end int64) {
-	ino.heard(a)
+func (t *table) replaced(ino *inode, a *proto.Attr, upto proto.Seq, off, end int64) {
+	t.heard(ino, a)
 	ino.mu.Lock()
 	defer ino.mu.Unlock()
 	if ino.file != nil {
@@ -113,15 +121,29 @@ func (ino *inode) isDir() bool { return ino.mode.Load()&proto.ModeType == proto.
 
 const shards = 64 // a power of two
 
-// table is all inodes of a source, by the kernel's number. That is the tagged
+// maxInodes is how many inodes of a source are held if Options do not say. The kernel may know many more: it is told of
+// all news, and what it asks of others begins without memory.
+const maxInodes = 1 << 16
+
+// table is the inodes of a source, by the kernel's number. That is the tagged
 // file id; but without a tag the source's root is the mount's, which the kernel
 // calls 1 whatever directory of the export it is. Safe for concurrent use.
 type table struct {
 	tag     uint16           // set at construction
 	root    *inode           // set at construction; never dropped
 	applied func() proto.Seq // set at construction: see remote.Session
+	began   time.Time        // set at construction
+	most    int              // inodes of a shard; set at construction
+
+	evicted atomic.Bool   // some inode was dropped that the kernel knows
+	newest  atomic.Uint64 // the largest file number that the kernel was given
 
 	shards [shards]shard
+
+	floorMu sync.Mutex // a leaf lock
+	floor   proto.LSN  // newest change heard of a file that is not held; guarded by floorMu
+	raised  int64      // now of when it was raised; guarded by floorMu
+	reset   int64      // now of when news were missed altogether; guarded by floorMu
 
 	mu      sync.Mutex
 	waiting []*inode // guarded by mu: inodes that only their unapplied writes keep
@@ -130,19 +152,21 @@ type table struct {
 type shard struct {
 	mu     sync.Mutex
 	inodes map[uint64]*inode // guarded by mu
+	recent list.List         // of *inode, the last used one in front; guarded by mu
 }
 
-func newTable(tag uint16, root proto.Attr, applied func() proto.Seq) *table {
+func newTable(tag uint16, root proto.Attr, applied func() proto.Seq, most int) *table {
 	node := uint64(fuse.FUSE_ROOT_ID)
 	if tag != 0 {
 		node = uint64(root.ID.Tagged(tag))
 	}
-	t := &table{tag: tag, root: &inode{id: root.ID, node: node, lookups: 1}, applied: applied}
-	t.root.heard(&root)
+	t := &table{tag: tag, root: &inode{id: root.ID, node: node, lookups: 1}, applied: applied, began: time.Now(), most: max(1, most/shards), raised: -1, reset: -1}
+	t.heard(t.root, &root)
 	for i := range t.shards {
 		t.shards[i].inodes = make(map[uint64]*inode)
 	}
-	t.shard(t.root.node).inodes[t.root.node] = t.root
+	s := t.shard(t.root.node)
+	s.inodes[t.root.node], t.root.recent = t.root, s.recent.PushFront(t.root)
 	return t
 }
 
@@ -171,21 +195,110 @@ func (t *table) known(id proto.FileID) *inode {
 }
 
 // find returns the inode that a request names. One that the kernel should have
-// forgotten, as after open_by_handle_at(2), gets an inode that the table does not hold.
+// forgotten, as after open_by_handle_at(2), gets an inode that the table does not
+// hold; where the table has dropped some itself it holds it again.
 func (t *table) find(node uint64) *inode {
 	s := t.shard(node)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ino := s.inodes[node]; ino != nil {
+		s.recent.MoveToFront(ino.recent)
 		return ino
 	}
-	return &inode{id: proto.FileID(node).Tagged(0), node: node}
+	ino := &inode{id: proto.FileID(node).Tagged(0), node: node}
+	if t.evicted.Load() {
+		t.addLocked(s, ino)
+	}
+	return ino
 }
+
+// addLocked makes the table hold an inode, and drop the one of its shard that
+// was not used for longest if there are too many.
+func (t *table) addLocked(s *shard, ino *inode) {
+	ino.born = t.now()
+	s.inodes[ino.node], ino.recent = ino, s.recent.PushFront(ino)
+	e := s.recent.Back()
+	for range 8 {
+		if len(s.inodes) <= t.most {
+			return
+		}
+		old, before := e.Value.(*inode), e.Prev()
+		if old == ino || before == nil {
+			return
+		}
+		if old == t.root || old.handles > 0 || old.listed || proto.Seq(old.logged.Load()) > t.applied() {
+			s.recent.MoveToFront(e)
+		} else {
+			t.evicted.Store(true)
+			t.dropLocked(s, old)
+		}
+		e = before
+	}
+}
+
+// dropLocked makes the table hold an inode no longer.
+func (t *table) dropLocked(s *shard, ino *inode) {
+	delete(s.inodes, ino.node)
+	s.recent.Remove(ino.recent)
+	ino.gone.Store(true)
+	t.missed(proto.LSN(ino.changed.Load()))
+}
+
+// missed notes a change of a file that is not held.
+func (t *table) missed(change proto.LSN) {
+	t.floorMu.Lock()
+	defer t.floorMu.Unlock()
+	if change > t.floor {
+		t.floor, t.raised = change, t.now()
+	}
+}
+
+// newer reports whether a change may have been heard of that is newer than the
+// attributes in a reply to a request which began at since (table.now). Of an inode
+// that was held all the time the table knows; of others it only knows the newest change of all.
+func (t *table) newer(ino *inode, change proto.LSN, since int64) bool {
+	t.floorMu.Lock()
+	floor, raised, reset := t.floor, t.raised, t.reset
+	t.floorMu.Unlock()
+	switch {
+	case reset >= since, ino != nil && uint64(change) < ino.changed.Load():
+		return true
+	case ino != nil && ino.recent != nil && ino.born < since && !ino.gone.Load():
+		return false
+	}
+	return change < floor && raised >= since
+}
+
+// forgotten notes that news were missed.
+func (t *table) forgotten() {
+	t.floorMu.Lock()
+	defer t.floorMu.Unlock()
+	t.reset = t.now()
+}
+
+// named counts a beginning or an end of a change of a directory's names.
+func (t *table) named(dir *inode) {
+	dir.names.Add(1)
+	if dir.gone.Load() {
+		if now := t.known(dir.id); now != nil {
+			now.names.Add(1)
+		}
+	}
+}
+
+// mayKnow reports whether the kernel may know a file that the table does not hold.
+func (t *table) mayKnow(id proto.FileID) bool {
+	return t.evicted.Load() && uint64(id) <= t.newest.Load()
+}
+
+// now is the table's clock, for times that are compared with it only.
+func (t *table) now() int64 { return int64(time.Since(t.began)) + 1 }
 
 // remember returns the inode for a reply that gives it to the kernel, and counts that.
 func (t *table) remember(attr *proto.Attr) *inode {
+	raise(&t.newest, uint64(attr.ID))
 	ino := t.hold(attr.ID, func(ino *inode) { ino.lookups++ })
-	ino.heard(attr)
+	t.heard(ino, attr)
 	return ino
 }
 
@@ -201,11 +314,14 @@ func (t *table) hold(id proto.FileID, count func(*inode)) *inode {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ino := s.inodes[node]
-	if ino == nil {
-		ino = &inode{id: id, node: node}
-		s.inodes[node] = ino
+	if ino != nil {
+		count(ino)
+		s.recent.MoveToFront(ino.recent)
+		return ino
 	}
+	ino = &inode{id: id, node: node}
 	count(ino)
+	t.addLocked(s, ino)
 	return ino
 }
 
@@ -232,7 +348,7 @@ func (t *table) release(node uint64, count func(*inode)) {
 	list := false
 	if ino != nil && ino != t.root && ino.lookups == 0 && ino.handles == 0 {
 		if proto.Seq(ino.logged.Load()) <= t.applied() {
-			delete(s.inodes, node)
+			t.dropLocked(s, ino)
 		} else if !ino.listed {
 			ino.listed, list = true, true
 		}
@@ -270,7 +386,7 @@ func (t *table) settle(ino *inode) bool {
 	defer s.mu.Unlock()
 	ino.listed = false
 	if ino.lookups == 0 && ino.handles == 0 && s.inodes[ino.node] == ino {
-		delete(s.inodes, ino.node)
+		t.dropLocked(s, ino)
 	}
 	return true
 }

@@ -15,7 +15,7 @@ import (
 func newTestTable(root proto.FileID, applied proto.Seq) (*table, *atomic.Uint64) {
 	var at atomic.Uint64
 	at.Store(uint64(applied))
-	t := newTable(0, proto.Attr{ID: root, Mode: proto.ModeDir | 0o755}, func() proto.Seq { return proto.Seq(at.Load()) })
+	t := newTable(0, proto.Attr{ID: root, Mode: proto.ModeDir | 0o755}, func() proto.Seq { return proto.Seq(at.Load()) }, maxInodes)
 	return t, &at
 }
 
@@ -39,7 +39,7 @@ func TestNodesOfAMountedSubdirectory(t *testing.T) {
 
 func TestNodesOfATaggedSource(t *testing.T) {
 	const tag = 3
-	tab := newTable(tag, proto.Attr{ID: 77, Mode: proto.ModeDir | 0o755}, func() proto.Seq { return 0 })
+	tab := newTable(tag, proto.Attr{ID: 77, Mode: proto.ModeDir | 0o755}, func() proto.Seq { return 0 }, maxInodes)
 	node, ok := tab.node(77)
 	require.True(t, ok)
 	require.EqualValues(t, tag<<48|77, node, "the mount's root is not this source's")
@@ -133,4 +133,80 @@ func TestTableConcurrently(t *testing.T) {
 	tab.forget(99, 1)
 	require.Equal(t, 1, tab.len(), "only the root is left")
 	require.Empty(t, tab.waiting)
+}
+
+// smallTable holds one inode of each shard.
+func smallTable() (*table, *atomic.Uint64) {
+	t, applied := newTestTable(proto.RootID, 0)
+	t.most = 1
+	return t, applied
+}
+
+func TestInodesAreBounded(t *testing.T) {
+	tab, applied := smallTable()
+	open := tab.open(2)
+	written := tab.remember(file(3, 1))
+	raise(&written.logged, 7)
+	for id := proto.FileID(4); id < 1000; id++ {
+		tab.remember(file(id, 1))
+	}
+	require.LessOrEqual(t, tab.len(), shards+3)
+	require.Same(t, open, tab.known(2), "an open one stays")
+	require.Same(t, written, tab.known(3), "and one whose writes are on their way")
+	require.Same(t, tab.root, tab.known(proto.RootID))
+	applied.Store(7)
+	tab.close(open)
+	for id := proto.FileID(4); id < 1000; id++ {
+		tab.find(uint64(id))
+	}
+	require.LessOrEqual(t, tab.len(), shards+1)
+	require.Nil(t, tab.known(3))
+	require.Same(t, tab.find(500), tab.find(500), "what the kernel asks for is held again")
+	for id := uint64(2); id < 1000; id++ {
+		tab.forget(id, 1)
+	}
+	require.LessOrEqual(t, tab.len(), shards+1)
+}
+
+// TestADroppedInodeBelievesNothingOld: what it knew of newer changes is not lost.
+func TestADroppedInodeBelievesNothingOld(t *testing.T) {
+	tab, _ := smallTable()
+	before := tab.now()
+	old := tab.remember(file(5, 8))
+	raise(&old.changed, 9) // pushed
+	require.True(t, tab.newer(old, 8, before))
+	tab.remember(file(5+shards, 1))
+	require.Nil(t, tab.known(5))
+	require.True(t, old.gone.Load())
+
+	again := tab.remember(file(5, 8)) // by a reply that was on its way
+	require.True(t, tab.newer(again, 8, before), "an answer from before")
+	require.False(t, tab.newer(again, 9, before))
+	require.False(t, tab.newer(again, 8, tab.now()), "one that was asked for later is new")
+	require.True(t, tab.newer(nil, 8, before), "the same in a listing")
+
+	since := tab.now()
+	tab.missed(20) // pushed, of a file that is not held
+	held := tab.known(5)
+	require.False(t, tab.newer(held, 8, since), "of one that is held everything is known")
+	require.True(t, tab.newer(nil, 8, since))
+	tab.heard(old, file(5, 30)) // a change of ours that began when it was still held
+	require.True(t, tab.newer(nil, 20, since))
+
+	tab.forgotten()
+	require.True(t, tab.newer(held, 100, since), "news were missed")
+	require.False(t, tab.newer(held, 100, tab.now()))
+}
+
+// TestNamesOfADroppedDirectory: who changes names counts that where others look.
+func TestNamesOfADroppedDirectory(t *testing.T) {
+	tab, _ := smallTable()
+	dir := tab.remember(&proto.Attr{ID: 5, Mode: proto.ModeDir})
+	tab.named(dir)
+	tab.remember(file(5+shards, 1))
+	again := tab.find(5)
+	require.NotSame(t, dir, again)
+	names := again.names.Load()
+	tab.named(dir)
+	require.NotEqual(t, names, again.names.Load())
 }

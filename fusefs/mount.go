@@ -253,7 +253,8 @@ func (m *Mounted) Written(source int, id proto.FileID, change proto.LSN) {
 
 // Stats of a mount.
 type Stats struct {
-	Inodes   int   // that the kernel knows or that are open
+	Inodes   int   // that are held: see Options.Inodes
+	Budget   int   // how many may be, those aside that are open or have writes on their way
 	Files    int   // open files
 	Dirs     int   // open directories
 	Notified int64 // changes by others that the kernel was told
@@ -265,6 +266,7 @@ func (m *Mounted) Stats() Stats {
 	st := Stats{Panics: m.panics.Load()}
 	for _, s := range m.fs {
 		st.Inodes += s.inodes.len()
+		st.Budget += s.inodes.most * shards
 		st.Files += s.files.len()
 		st.Dirs += s.dirs.len()
 		st.Notified += s.notified.Load()

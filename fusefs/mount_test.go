@@ -96,8 +96,9 @@ func TestFiles(t *testing.T) {
 	require.EqualValues(t, 3, stx.Size)
 }
 
-func TestSetIDBitsGo(t *testing.T) {
-	d := startDaemon(t)
+func TestSetIDBitsGo(t *testing.T) { setIDBitsGo(t, startDaemon(t)) }
+
+func setIDBitsGo(t *testing.T, d *daemon) {
 	for name, change := range map[string]func(p string) error{
 		"chown": func(p string) error { return os.Chown(p, 1, 1) },
 		"write": func(p string) error { return asUser(1000, "sh", "-c", "echo x >> "+p).Run() },
@@ -241,8 +242,9 @@ func TestWhatIsNotDoneFallsBack(t *testing.T) {
 	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 }
 
-func TestTwoMounts(t *testing.T) {
-	d := startDaemon(t)
+func TestTwoMounts(t *testing.T) { twoMounts(t, startDaemon(t)) }
+
+func twoMounts(t *testing.T, d *daemon) {
 	pa, pb := filepath.Join(d.a, "f"), filepath.Join(d.b, "f")
 	_, err := os.Stat(pb)
 	require.ErrorIs(t, err, os.ErrNotExist)
@@ -288,6 +290,36 @@ func TestTwoMounts(t *testing.T) {
 	in.Close()
 	require.NoError(t, sh.Wait(), out.String())
 	require.Equal(t, filepath.Join(d.b, "cwd")+"\n", out.String())
+}
+
+// TestFewInodes: a mount that remembers next to nothing of what the kernel knows
+// behaves as any other.
+func TestFewInodes(t *testing.T) {
+	d := startDaemon(t, "CAGE_TEST_INODES=1")
+	for i := range 300 { // everything is dropped again and again
+		require.NoError(t, os.WriteFile(filepath.Join(d.a, fmt.Sprint("x", i)), []byte("x"), 0o644))
+	}
+	list := func() {
+		for _, point := range []string{d.a, d.b} {
+			out, err := exec.Command("ls", "-lR", point).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			require.Contains(t, string(out), " x299")
+		}
+	}
+	list()
+	twoMounts(t, d)
+	setIDBitsGo(t, d)
+	list()
+	p, q := filepath.Join(d.a, "x7"), filepath.Join(d.b, "x7")
+	f, err := os.Stat(q)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, f.Size())
+	list() // the inode is dropped on both sides, the kernel has it
+	require.NoError(t, os.WriteFile(p, []byte("longer"), 0o600))
+	soon(t, "a change of a file that is not remembered comes", func() bool {
+		b, err := os.ReadFile(q)
+		return err == nil && string(b) == "longer"
+	})
 }
 
 func TestMountedSubdirectory(t *testing.T) {

@@ -11,13 +11,14 @@ import (
 )
 
 // fillEntry makes a reply that gives a file to the kernel, and counts it. named
-// says that the name may be believed for a while.
-func (s *fileSystem) fillEntry(out *fuse.EntryOut, a *proto.Attr, named bool) *inode {
+// says that the name may be believed for a while; since is when the request began
+// that the attributes answer.
+func (s *fileSystem) fillEntry(out *fuse.EntryOut, a *proto.Attr, named bool, since int64) *inode {
 	ino := s.inodes.remember(a)
 	out.NodeId = ino.node
 	out.Generation = 0 // file ids are never reused
 	s.fillAttr(&out.Attr, a)
-	out.SetAttrTimeout(s.attrTimeout(ino, a))
+	out.SetAttrTimeout(s.attrTimeout(ino, a, since))
 	if named {
 		out.SetEntryTimeout(s.nameValid)
 	}
@@ -28,6 +29,7 @@ func (s *fileSystem) fillEntry(out *fuse.EntryOut, a *proto.Attr, named bool) *i
 func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	ctx := s.read(cancel, h)
 	defer ctx.end()
+	since := s.inodes.now()
 	dir := s.inodes.find(h.NodeId)
 	switch name {
 	case ".": // open_by_handle_at(2) of a file that the kernel has forgotten
@@ -35,14 +37,14 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		if err != nil {
 			return s.errors.status("lookup", err)
 		}
-		s.fillEntry(out, &a, true)
+		s.fillEntry(out, &a, true, since)
 		return fuse.OK
 	case "..": // … of a directory: its parent is not known here
 		return fuse.Status(syscall.ESTALE)
 	}
 	names := dir.names.Load()
 	a, err := s.lookup(ctx, h, dir, name)
-	still := dir.names.Load() == names // otherwise the answer may be the one from before
+	still := dir.names.Load() == names && !dir.gone.Load() // otherwise the answer may be the one from before
 	if status.Of(err) == status.NotFound {
 		if still {
 			out.SetEntryTimeout(s.nameValid)
@@ -52,7 +54,7 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if err != nil {
 		return s.errors.status("lookup", err)
 	}
-	s.fillEntry(out, &a, still)
+	s.fillEntry(out, &a, still, since)
 	return fuse.OK
 }
 
@@ -79,7 +81,7 @@ func (s *fileSystem) lookup(ctx context.Context, h *fuse.InHeader, dir *inode, n
 func (s *fileSystem) changeNames(ctx context.Context, h *fuse.InHeader, op proto.Op, dirs ...*inode) (proto.Result, error) {
 	mark := func() {
 		for _, d := range dirs {
-			d.names.Add(1)
+			s.inodes.named(d)
 		}
 	}
 	mark()
@@ -89,13 +91,14 @@ func (s *fileSystem) changeNames(ctx context.Context, h *fuse.InHeader, op proto
 
 // make creates a file and fills the reply.
 func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make, out *fuse.EntryOut) (proto.Attr, error) {
+	since := s.inodes.now()
 	dir := s.inodes.find(h.NodeId)
 	op.Dir = dir.id
 	res, err := s.changeNames(ctx, h, op, dir)
 	if err != nil {
 		return proto.Attr{}, err
 	}
-	ino := s.fillEntry(out, &res.Attr, true)
+	ino := s.fillEntry(out, &res.Attr, true, since)
 	ino.noCaps.Store(s.now() + int64(s.attrValid)) // just made: it has none
 	return res.Attr, nil
 }
@@ -136,14 +139,15 @@ func (s *fileSystem) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte,
 func (s *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
+	since := s.inodes.now()
 	dir, ino := s.inodes.find(in.NodeId), s.inodes.find(in.Oldnodeid)
 	upto := ino.written()
 	res, err := s.changeNames(ctx, &in.InHeader, &proto.Link{ID: ino.id, Dir: dir.id, Name: name}, dir)
 	if err != nil {
 		return s.errors.status("link", err)
 	}
-	ino.own(&res.Attr, upto)
-	s.fillEntry(out, &res.Attr, true)
+	s.inodes.own(ino, &res.Attr, upto)
+	s.fillEntry(out, &res.Attr, true, since)
 	return fuse.OK
 }
 

@@ -182,6 +182,9 @@ func (s *fileSystem) changed(c wire.Changed) {
 		ino.names.Add(1)
 		ino.noCaps.Store(0)
 		n.allNames = len(c.Names) == 0 && ino.isDir()
+	} else {
+		s.inodes.missed(c.Change)
+		n.allNames = len(c.Names) == 0 && !c.Data
 	}
 	for _, name := range c.Names {
 		n.add(name)
@@ -199,14 +202,15 @@ func (s *fileSystem) tell(id proto.FileID, n news) {
 		s.cache.Changed(s.key(id), n.change)
 	}
 	ino := s.inodes.known(id)
-	if ino == nil {
+	node, ok := s.inodes.node(id)
+	if ino == nil && (!ok || !s.inodes.mayKnow(id)) {
 		return
 	}
 	s.notified.Add(1)
-	if (n.data || n.failed) && !ino.isDir() {
-		s.kernel.data(ino.node)
+	if (n.data || n.failed) && (ino == nil || !ino.isDir()) {
+		s.kernel.data(node)
 	} else {
-		s.kernel.attrs(ino.node)
+		s.kernel.attrs(node)
 	}
 	if n.allNames || len(n.names) > fewNames {
 		if s.kernel.epoch() {
@@ -214,13 +218,16 @@ func (s *fileSystem) tell(id proto.FileID, n news) {
 		}
 	}
 	for name := range n.names {
-		s.kernel.entry(ino.node, name)
+		s.kernel.entry(node, name)
 	}
 }
 
-// tellAll invalidates everything: pushes were missed.
+// tellAll invalidates everything: pushes were missed. Of files that the table
+// does not hold the kernel believes attributes for a second at most, and their
+// pages are compared when they are opened; all others of which it has pages are open.
 func (s *fileSystem) tellAll() {
 	s.cache.Reset(s.tag)
+	s.inodes.forgotten()
 	s.kernel.epoch()
 	s.inodes.each(func(ino *inode) {
 		ino.names.Add(1)

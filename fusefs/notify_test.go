@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"cagefs.dev/cage/pagecache"
 	"cagefs.dev/cage/remote/proto"
 )
 
@@ -160,8 +161,19 @@ func TestTell(t *testing.T) {
 			tab, _ := newTestTable(70, 0)
 			tab.remember(file(5, 1))
 			tab.remember(&proto.Attr{ID: 9, Mode: proto.ModeDir})
-			s := &fileSystem{inodes: tab, kernel: k}
+			s := &fileSystem{inodes: tab, kernel: k, cache: pagecache.New(pagecache.Options{})}
+			defer s.cache.Close()
 			s.tell(tc.id, tc.news)
+			if name == "unknown file" { // dropped from a full table, the kernel may know it
+				tab.evicted.Store(true)
+				s.tell(tc.id, tc.news)
+				require.Equal(t, []string{"attrs 6"}, k.said)
+				s.tell(100, tc.news) // no file of this number was ever seen
+				k.said = k.said[:0]
+				s.tell(tc.id, news{data: true, names: map[string]struct{}{"x": {}}})
+				require.Equal(t, []string{"data 6", "entry 6 x"}, k.said)
+				return
+			}
 			if tc.count != 0 {
 				require.Len(t, k.said, tc.count)
 				return

@@ -47,6 +47,8 @@ type Options struct {
 	// is also the most; negative: not at all.
 	NameTimeout, AttrTimeout time.Duration
 
+	Inodes int // of a source that are held, those aside that are open or have writes on their way; 0: 65536
+
 	Log zerolog.Logger
 }
 
@@ -55,6 +57,9 @@ func (o Options) withDefaults() Options {
 	o.AllowOther = o.AllowOther || os.Geteuid() == 0
 	o.NameTimeout = timeout(o.NameTimeout)
 	o.AttrTimeout = timeout(o.AttrTimeout)
+	if o.Inodes == 0 {
+		o.Inodes = maxInodes
+	}
 	return o
 }
 

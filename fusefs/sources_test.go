@@ -20,7 +20,7 @@ func twoSources() *sources {
 	var fs []*fileSystem
 	for i := range o.Sources {
 		tag := uint16(i + 1)
-		fs = append(fs, &fileSystem{tag: tag, inodes: newTable(tag, proto.Attr{ID: 9, Mode: proto.ModeDir}, func() proto.Seq { return 0 })})
+		fs = append(fs, &fileSystem{tag: tag, inodes: newTable(tag, proto.Attr{ID: 9, Mode: proto.ModeDir}, func() proto.Seq { return 0 }, maxInodes)})
 	}
 	return newSources(o, fs)
 }

@@ -11,10 +11,11 @@ import (
 func (s *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
+	since := s.inodes.now()
 	op := &proto.Make{Dir: s.inodes.find(in.NodeId).id, Mode: proto.ModeRegular | in.Mode&proto.ModePerm, Umask: in.Umask & 0o777}
 	res, err := s.do(ctx, s.idents.full(&in.InHeader), op)
 	if err == nil {
-		s.fillEntry(&out.EntryOut, &res.Attr, false)
+		s.fillEntry(&out.EntryOut, &res.Attr, false, since)
 		err = s.openMade(ctx, in, res.ID, out)
 	}
 	return s.errors.status("tmpfile", err)

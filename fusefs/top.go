@@ -62,11 +62,12 @@ func (t *top) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 func (s *fileSystem) enter(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.EntryOut) fuse.Status {
 	ctx := s.read(cancel, h)
 	defer ctx.end()
+	since := s.inodes.now()
 	a, err := s.attr(ctx, h, s.inodes.root)
 	if err != nil {
 		return s.errors.status("lookup", err)
 	}
-	s.fillEntry(out, &a, true)
+	s.fillEntry(out, &a, true, since)
 	return fuse.OK
 }
 

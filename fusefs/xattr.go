@@ -81,6 +81,6 @@ func (s *fileSystem) changeXattr(cancel <-chan struct{}, h *fuse.InHeader, ino *
 	if err != nil {
 		return s.errors.status("xattr", err)
 	}
-	ino.own(&res.Attr, upto)
+	s.inodes.own(ino, &res.Attr, upto)
 	return fuse.OK
 }

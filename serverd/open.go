@@ -20,6 +20,8 @@ type Spec struct {
 	Journal  string // absolute path of its journal's directory; "": in Dir
 	// HistoryCap is journal.Options.HistoryCap.
 	HistoryCap int64
+	// TableCache is journal.Options.TableCache.
+	TableCache int64
 }
 
 // Exports are opened exports with their journals. Close them after Serve.
@@ -51,7 +53,7 @@ func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
 		return err
 	}
 	feed := NewFeed()
-	o.HistoryCap, o.Log, o.Changed = s.HistoryCap, log.With().Str("export", s.Name).Logger(), feed.Publish
+	o.HistoryCap, o.TableCache, o.Log, o.Changed = s.HistoryCap, s.TableCache, log.With().Str("export", s.Name).Logger(), feed.Publish
 	j, report, err := journal.Open(ctx, o)
 	if err != nil {
 		closeDisk()

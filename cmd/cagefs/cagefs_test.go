@@ -188,7 +188,7 @@ b: i:/e (read-only, as of @9)
 
 func TestPrintStats(t *testing.T) {
 	s := control.Stats{
-		PageSize: 64 << 10, Policy: "lru", Pages: 3, Bytes: 192 << 10, Budget: 1 << 20, Files: 2, Hits: 5, Misses: 4, ReadAheads: 1, Evictions: 7,
+		PageSize: 64 << 10, Policy: "lru", Pages: 3, Bytes: 192 << 10, Budget: 1 << 20, Files: 2, Inodes: 11, InodeBudget: 12, Hits: 5, Misses: 4, ReadAheads: 1, Evictions: 7,
 		Dirty: 3 << 20, DirtyBudget: 8 << 20, MemoryLimit: 200 << 20, Sources: []control.SourceStats{{Dirty: 3 << 20}},
 	}
 	var b bytes.Buffer
@@ -196,6 +196,7 @@ func TestPrintStats(t *testing.T) {
 	require.Equal(t, `pages   3 of up to 64KiB, 192KiB of 1MiB, of 2 files
 reads   5 hits, 4 misses, 1 read ahead
 evicted 7, policy lru
+inodes  11 of 12
 writes  3MiB of 8MiB not applied yet
 memory  limit 200MiB
 `, b.String())

@@ -83,6 +83,10 @@ func (d *daemon) Stats() control.Stats {
 		ReadAheads: c.ReadAheads, Evictions: c.Evictions, Files: c.Files,
 		DirtyBudget: int64(d.spec.opts.dirtySize), MemoryLimit: d.spec.memory(),
 	}
+	if m := d.mount.Load(); m != nil {
+		held := m.Stats()
+		st.Inodes, st.InodeBudget = int64(held.Inodes), int64(held.Budget)
+	}
 	for _, s := range d.sources {
 		of := control.SourceStats{Name: s.Name, Dirty: s.session.Status().Bytes}
 		st.Sources = append(st.Sources, of)

@@ -113,6 +113,7 @@ func printStats(w io.Writer, s control.Stats) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "pages   %d of up to %s, %s of %s, of %d files\nreads   %d hits, %d misses, %d read ahead\nevicted %d, policy %s\n",
 		s.Pages, size(s.PageSize), size(s.Bytes), size(s.Budget), s.Files, s.Hits, s.Misses, s.ReadAheads, s.Evictions, s.Policy)
+	fmt.Fprintf(&b, "inodes  %d of %d\n", s.Inodes, s.InodeBudget)
 	for _, src := range s.Sources {
 		to := ""
 		if src.Name != "" {

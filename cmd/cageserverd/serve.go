@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -25,10 +26,18 @@ type serveFlags struct {
 	dataPorts  int
 	state      string
 	historyCap cli.Size
+	memory     cli.Size
 	idle       time.Duration
 	config     string
 	logLevel   string
 }
+
+// Memory of a server. The collector keeps to it as long as it can, instead of
+// letting garbage double what is in use.
+const (
+	defaultMemory = 256 << 20
+	minMemory     = 64 << 20
+)
 
 func newServe() *cli.Command {
 	c := cli.New("serve", "--export NAME=DIR[,ro]… [--listen HOST:PORT]", "export directories, in the foreground")
@@ -44,6 +53,8 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 	c.Flags.IntVar(&f.dataPorts, "data-ports", 2, "further ports for data, above the main port")
 	c.Flags.StringVar(&f.state, "state", "", "keys and clients (default /var/lib/cage for root, else $XDG_STATE_HOME/cage)")
 	c.Flags.Var(&f.historyCap, "history-cap", "bytes of history to keep in each export (default a fifth of the file system)")
+	f.memory = defaultMemory
+	c.Flags.Var(&f.memory, "memory", "what the server's memory is kept to: a quarter of it caches the exports' tables of files")
 	c.Flags.DurationVar(&f.idle, "idle-timeout", time.Minute, "drop a client's connection from which nothing came for so long")
 	c.Flags.StringVar(&f.config, "config", "", "file of NAME = VALUE lines, with the names of these flags, which win")
 	c.Flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -58,6 +69,9 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 		}
 		if f.idle < minIdle {
 			return cli.Usage("serve: --idle-timeout %v: at least %v, for clients that are alive are silent for as long", f.idle, minIdle)
+		}
+		if f.memory < minMemory {
+			return cli.Usage("serve: --memory %s: at least %s", f.memory.Short(), cli.Size(minMemory).Short())
 		}
 		if len(f.exports) == 0 {
 			return cli.Usage("serve: nothing to export: use --export NAME=DIR")
@@ -102,8 +116,10 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
+	debug.SetMemoryLimit(int64(f.memory))
 	for i := range f.exports {
 		f.exports[i].HistoryCap = int64(f.historyCap)
+		f.exports[i].TableCache = int64(f.memory) / 4 / int64(len(f.exports))
 	}
 	exports, err := serverd.OpenExports(ctx, f.exports, log)
 	if err != nil {

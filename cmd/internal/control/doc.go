@@ -72,6 +72,8 @@ type Stats struct {
 	ReadAheads  int64         `json:"read_aheads"`
 	Evictions   int64         `json:"evictions"`
 	Files       int64         `json:"files"`
+	Inodes      int64         `json:"inodes"`       // that are held; the kernel may know more
+	InodeBudget int64         `json:"inode_budget"` // for them, those aside that are open or have writes on their way
 	Dirty       int64         `json:"dirty_bytes"`  // of writes that are not applied, of all sources
 	DirtyBudget int64         `json:"dirty_budget"` // for them, of each source
 	MemoryLimit int64         `json:"memory_limit"` // that the process keeps to as long as it can
