@@ -191,8 +191,8 @@ func killsSetID(in *fuse.SetAttrIn) bool {
 
 // setAttrOp translates a request. A change of owner by anybody, and of size by
 // those who lack CAP_FSETID, takes setuid and setgid bits away (the kernel
-// leaves that to us with HANDLE_KILLPRIV_V2). The server knows that itself where
-// it is not root, uid, on whose behalf the size changes.
+// leaves that to us with HANDLE_KILLPRIV_V2). The server does that itself, but
+// for a change of size on behalf of root, uid.
 func setAttrOp(in *fuse.SetAttrIn, ino *inode, uid uint32) *proto.SetAttr {
 	op := &proto.SetAttr{
 		ID: ino.id, Mode: in.Mode & proto.ModePerm, UID: in.Uid, GID: in.Gid, Size: in.Size,
@@ -213,7 +213,7 @@ func setAttrOp(in *fuse.SetAttrIn, ino *inode, uid uint32) *proto.SetAttr {
 	}
 	op.Mask |= timeMask(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, proto.SetAtime, proto.SetAtimeNow)
 	op.Mask |= timeMask(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, proto.SetMtime, proto.SetMtimeNow)
-	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 && uid == 0 || op.Mask&(proto.SetUID|proto.SetGID) != 0 && !ino.isDir() {
+	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 && uid == 0 {
 		if mode, kill := withoutSetID(ino.mode.Load()); kill && op.Mask&proto.SetMode == 0 {
 			op.Mask |= proto.SetMode
 			op.Mode = mode

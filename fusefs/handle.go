@@ -377,8 +377,8 @@ func (s *fileSystem) whenTight(ctx context.Context, h *fuse.InHeader, f *openFil
 // was root who opened the file.
 func (s *fileSystem) killSetID(ctx context.Context, who proto.Ident, ino *inode) (killed bool, err error) {
 	mode, differs := withoutSetID(ino.mode.Load())
-	if !differs {
-		return false, nil
+	if !differs { // a setgid bit without execution goes if the writer is not in the group: the server knows
+		return mode&proto.ModeSetgid != 0, nil
 	}
 	if who.UID == 0 {
 		_, err = s.setAttr(ctx, who, ino, &proto.SetAttr{ID: ino.id, Mask: proto.SetMode, Mode: mode})

@@ -166,7 +166,7 @@ func TestCopy(t *testing.T) {
 }
 
 // Whoever but root changes the content of a file takes its setuid bit, and the
-// setgid bit where the group may execute, in the same change.
+// setgid bit where the group may execute or he is not in it, in the same change.
 func TestContentChangesTakeSetID(t *testing.T) {
 	for name, op := range map[string]func(id, src proto.FileID) proto.Op{
 		"write":    func(id, _ proto.FileID) proto.Op { return &proto.Write{ID: id, Off: 2, Data: []byte("x")} },
@@ -180,13 +180,13 @@ func TestContentChangesTakeSetID(t *testing.T) {
 			e, _ := openOn(t, vfs.NewMem(1))
 			src := e.file(proto.RootID, "src", "source")
 			id := e.file(proto.RootID, "f", "0123456789")
-			for _, c := range []struct{ uid, mode, want uint32 }{
-				{0, 0o6777, 0o6777}, {5, 0o6777, 0o777}, {5, 0o2767, 0o2767}, {5, 0o4767, 0o767},
+			for _, c := range []struct{ uid, gid, mode, want uint32 }{
+				{0, 0, 0o6777, 0o6777}, {5, 0, 0o6777, 0o777}, {5, 0, 0o2767, 0o2767}, {5, 0, 0o4767, 0o767}, {5, 6, 0o6767, 0o767},
 			} {
-				e.who.UID = 0
+				e.who = proto.Ident{}
 				e.must(&proto.SetAttr{ID: id, Mask: proto.SetMode, Mode: c.mode})
 				before := e.Last()
-				e.who.UID = c.uid
+				e.who = proto.Ident{UID: c.uid, GID: c.gid}
 				res := e.must(op(id, src))
 				require.Equal(t, c.want, res.Attr.Mode&proto.ModePerm, "%o by %d", c.mode, c.uid)
 				past, err := e.At(before)

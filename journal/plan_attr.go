@@ -91,10 +91,7 @@ func newerAttrs(old record.Attrs, s *Submission, op *proto.SetAttr, now proto.Ti
 		upd.GID = op.GID
 	}
 	if op.Mask&(proto.SetUID|proto.SetGID) != 0 && !isDir {
-		upd.Mode &^= proto.ModeSetuid
-		if upd.Mode&0o010 != 0 {
-			upd.Mode &^= proto.ModeSetgid
-		}
+		upd.Mode = withoutSetgid(&s.Ident, &old) &^ proto.ModeSetuid
 	}
 	if op.Mask&proto.SetMode != 0 {
 		upd.Mode = old.Mode&proto.ModeType | op.Mode&proto.ModePerm
@@ -103,7 +100,7 @@ func newerAttrs(old record.Attrs, s *Submission, op *proto.SetAttr, now proto.Ti
 		}
 	}
 	if op.Mask&proto.SetSize != 0 {
-		upd.Mode = withoutSetID(&s.Ident, upd.Mode)
+		upd.Mode = withoutSetID(&s.Ident, &upd)
 	}
 	switch {
 	case op.Mask&proto.SetAtimeNow != 0:

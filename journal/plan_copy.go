@@ -56,22 +56,28 @@ func (j *Journal) planCopy(p *pending, op *proto.Copy) error {
 	return j.planBytes(p, op.ID, info, int64(op.Off), data)
 }
 
-// planKill takes setuid, and setgid where the group may execute, from a file
-// whose content somebody but root changes, in the same change.
+// planKill takes setuid, and setgid as withoutSetID says, from a file whose
+// content somebody but root changes, in the same change.
 func planKill(p *pending, id proto.FileID, old record.Attrs) {
 	upd := old
-	if upd.Mode = withoutSetID(&p.sub.Ident, old.Mode); upd != old {
+	if upd.Mode = withoutSetID(&p.sub.Ident, &old); upd != old {
 		p.recs = append(p.recs, &record.Record{Kind: record.SetAttr, ID: id, Old: old, New: upd})
 	}
 }
 
 // withoutSetID is the mode of a regular file after somebody changed its content.
-func withoutSetID(who *proto.Ident, mode uint32) uint32 {
-	if who.UID == 0 || mode&proto.ModeType != proto.ModeRegular {
-		return mode
+func withoutSetID(who *proto.Ident, a *record.Attrs) uint32 {
+	if who.UID == 0 || a.Mode&proto.ModeType != proto.ModeRegular {
+		return a.Mode
 	}
-	if mode&0o010 != 0 {
-		mode &^= proto.ModeSetgid
+	return withoutSetgid(who, a) &^ proto.ModeSetuid
+}
+
+// withoutSetgid is a mode without its setgid bit, which stays only where the
+// group may not execute the file and root or a member changes it.
+func withoutSetgid(who *proto.Ident, a *record.Attrs) uint32 {
+	if a.Mode&0o010 == 0 && (who.UID == 0 || inGroup(who, a.GID)) {
+		return a.Mode
 	}
-	return mode &^ proto.ModeSetuid
+	return a.Mode &^ proto.ModeSetgid
 }

@@ -51,3 +51,28 @@ func TestMakeDevices(t *testing.T) {
 	}
 	require.NoError(t, e.Close())
 }
+
+// A new owner takes setuid, and setgid where the group may execute the file or
+// the one who changes it is not in the group that it was of.
+func TestChangeOfOwnerTakesSetID(t *testing.T) {
+	e, _ := openOn(t, vfs.NewMem(1))
+	id := e.file(proto.RootID, "f", "")
+	for _, c := range []struct {
+		who             proto.Ident
+		gid, mode, want uint32
+	}{
+		{proto.Ident{}, 2001, 0o6777, 0o777},
+		{proto.Ident{}, 2001, 0o6767, 0o2767},
+		{somebody, 2001, 0o6777, 0o777},
+		{somebody, 2001, 0o6767, 0o2767},
+		{somebody, 7, 0o6767, 0o767},
+		{somebody, 7, 0o1644, 0o1644},
+	} {
+		e.must(&proto.SetAttr{ID: id, Mask: proto.SetUID | proto.SetGID, UID: somebody.UID, GID: c.gid})
+		e.must(&proto.SetAttr{ID: id, Mask: proto.SetMode, Mode: c.mode})
+		res, err := e.as(c.who, &proto.SetAttr{ID: id, Mask: proto.SetGID, GID: 2002})
+		require.NoError(t, err)
+		require.Equal(t, c.want, res.Attr.Mode&proto.ModePerm, "%+v", c)
+	}
+	require.NoError(t, e.Close())
+}
