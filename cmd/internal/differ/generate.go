@@ -270,7 +270,7 @@ func (g *generator) fileMode() uint32 {
 	if g.IntN(2) == 0 {
 		return 0o666
 	}
-	return pick(g, []uint32{0o644, 0o600, 0o640, 0o660, 0o444, 0o755, 0o777, 0o000, 0o222, 0o1644})
+	return pick(g, []uint32{0o644, 0o600, 0o640, 0o660, 0o444, 0o755, 0o777, 0o000, 0o222, 0o1644, 0o4755, 0o2755, 0o6777, 0o2644})
 }
 
 func (g *generator) dirMode() uint32 {
@@ -338,9 +338,12 @@ func (g *generator) openStep() Step {
 		{8, unix.O_TRUNC}, {7, unix.O_APPEND}, {12, unix.O_EXCL}, {20, unix.O_SYNC}, {20, unix.O_DSYNC},
 		{30, unix.O_DIRECTORY}, {15, unix.O_NOFOLLOW}, {30, unix.O_PATH},
 	} {
-		if g.IntN(f.oneIn) == 0 && (f.bit != unix.O_APPEND || g.sc.Mounts <= 1) { // mounts do not agree on where the end is
+		if g.IntN(f.oneIn) == 0 {
 			s.Flags |= f.bit
 		}
+	}
+	if s.Flags&unix.O_APPEND != 0 && g.sc.Mounts > 1 {
+		s.Flags = s.Flags&^unix.O_ACCMODE | unix.O_WRONLY // see seekStep
 	}
 	made := g.then
 	g.then = func() {
@@ -381,10 +384,16 @@ func (s Step) without(op string) Step {
 	return s
 }
 
+// seekStep does not ask for the position, nor goes from there, where there are
+// several mounts: after an append the kernel takes it to be the end that it
+// knew of and what was written, whoever else appends. Nobody reads from there either.
 func (g *generator) seekStep() Step {
 	s := Step{Op: pick(g, []string{"lseek", "lseek", "seekdata", "seekhole"}), Slot: g.held(file), Off: g.offset()}
 	if s.Op == "lseek" {
 		s.Mode = uint32(g.IntN(3))
+		if s.Mode == unix.SEEK_CUR && g.sc.Mounts > 1 {
+			s.Mode = unix.SEEK_END
+		}
 		if g.IntN(4) == 0 {
 			s.Off = -s.Off
 		}
@@ -518,7 +527,7 @@ func (g *generator) cwdStep() Step {
 func (g *generator) chmodStep() Step {
 	mode := g.fileMode()
 	if g.IntN(2) == 0 {
-		mode = g.dirMode() &^ 0o6000
+		mode = g.dirMode()
 	}
 	if g.IntN(3) == 0 {
 		return Step{Op: "fchmod", Slot: g.held(file), Mode: mode}

@@ -19,7 +19,8 @@ import (
 //   - times of FIFOs: writing sets them or not, as with network file systems;
 //   - times that no step has set: they are told as "now". Steps set times that are long past;
 //   - the order of names in a listing and of attributes: they are sorted;
-//   - where holes are: see seekData.
+//   - where holes are: see seekData;
+//   - the position of a descriptor for appending: see seekStep.
 //
 // Both sides are to be mounted so that reading does not set atime, for when it
 // does is a matter of mount options.
@@ -92,7 +93,9 @@ func describeOpen(fd int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out += fmt.Sprintf(" at %d", pos)
+	if flags&unix.O_APPEND == 0 {
+		out += fmt.Sprintf(" at %d", pos)
+	}
 	if flags&unix.O_ACCMODE == unix.O_WRONLY {
 		return out, nil
 	}
