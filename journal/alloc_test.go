@@ -39,7 +39,7 @@ func TestAllocate(t *testing.T) {
 		e.must(&proto.Allocate{ID: id, Mode: proto.AllocZeroRange, Off: 6, Len: 14})
 		require.Equal(t, strings.Repeat("\x00", 20), e.content(id))
 		res = e.must(&proto.Allocate{ID: id, Mode: punch, Off: 20, Len: 5})
-		require.Zero(t, res.LSN, "behind the end there is nothing to do")
+		require.NotZero(t, res.LSN, "behind the end there is nothing to punch, but it counts as a change, as on ext4 and xfs")
 
 		for _, bad := range []struct {
 			op   proto.Allocate
@@ -55,9 +55,9 @@ func TestAllocate(t *testing.T) {
 		}
 		entries, _, _, err := e.Entries(Query{Path: "f", Limit: 3})
 		require.NoError(t, err)
-		require.Equal(t, "allocate", entries[0].Kind)
-		require.Equal(t, "size 20, was 12", entries[0].Detail)
-		require.Equal(t, "hole", entries[1].Detail)
+		require.Equal(t, "allocate", entries[1].Kind)
+		require.Equal(t, "size 20, was 12", entries[1].Detail)
+		require.Equal(t, "hole", entries[2].Detail)
 		require.NoError(t, e.Close())
 		require.Empty(t, verified(t, fs))
 	})

@@ -174,7 +174,10 @@ func TestContentChangesTakeSetID(t *testing.T) {
 		"truncate": func(id, _ proto.FileID) proto.Op { return &proto.SetAttr{ID: id, Mask: proto.SetSize, Size: 1} },
 		"allocate": func(id, _ proto.FileID) proto.Op { return &proto.Allocate{ID: id, Len: 100} },
 		"punch":    func(id, _ proto.FileID) proto.Op { return &proto.Allocate{ID: id, Mode: punch, Len: 2} },
-		"copy":     func(id, src proto.FileID) proto.Op { return &proto.Copy{ID: id, Src: src, Len: 5} },
+		"punch nothing": func(id, _ proto.FileID) proto.Op {
+			return &proto.Allocate{ID: id, Mode: punch, Off: 1000, Len: 2}
+		},
+		"copy": func(id, src proto.FileID) proto.Op { return &proto.Copy{ID: id, Src: src, Len: 5} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, _ := openOn(t, vfs.NewMem(1))

@@ -55,9 +55,7 @@ func (j *Journal) planAllocate(p *pending, op *proto.Allocate) error {
 	}
 	defer h.release()
 	p.id = op.ID
-	if punches := op.Mode&proto.AllocPunchHole != 0; !punches || op.Off < uint64(info.Size) {
-		planKill(p, op.ID, attrsOf(info))
-	}
+	planKill(p, op.ID, attrsOf(info))
 	size, end := uint64(info.Size), op.Off+op.Len
 	if op.Mode&(proto.AllocPunchHole|proto.AllocZeroRange) != 0 && op.Off < size {
 		last := (size + block - 1) / block * block // a hole up to the end takes the last block along
@@ -66,6 +64,12 @@ func (j *Journal) planAllocate(p *pending, op *proto.Allocate) error {
 		}
 	}
 	if op.Mode&proto.AllocPunchHole != 0 {
+		if op.Off >= size { // there is nothing to punch, but it counts as a change
+			old := attrsOf(info)
+			upd := old
+			upd.Mode, upd.Mtime = withoutSetID(&p.sub.Ident, &old), j.opts.Now()
+			p.recs = []*record.Record{{Kind: record.SetAttr, ID: op.ID, Old: old, New: upd}}
+		}
 		return nil
 	}
 	r := &record.Record{Kind: record.Allocate, ID: op.ID, Off: op.Off, Len: op.Len,

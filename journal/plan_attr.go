@@ -55,10 +55,10 @@ func (j *Journal) maySetAttr(a *proto.Attr, s *Submission, op *proto.SetAttr) er
 	if op.Mask&(proto.SetMode|proto.SetAtime|proto.SetMtime) != 0 && !owner {
 		return status.NotOwner
 	}
-	if op.Mask&proto.SetUID != 0 && op.UID != a.UID && who.UID != 0 {
+	if op.Mask&proto.SetUID != 0 && who.UID != 0 && !(owner && op.UID == a.UID) {
 		return status.NotOwner
 	}
-	if op.Mask&proto.SetGID != 0 && op.GID != a.GID && who.UID != 0 && !(owner && inGroup(who, op.GID)) {
+	if op.Mask&proto.SetGID != 0 && who.UID != 0 && !(owner && (op.GID == a.GID || inGroup(who, op.GID))) {
 		return status.NotOwner
 	}
 	if op.Mask&(proto.SetAtimeNow|proto.SetMtimeNow) != 0 && !owner {

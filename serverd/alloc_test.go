@@ -80,6 +80,10 @@ func TestSeekAndCopyArePermissionToRead(t *testing.T) {
 	res, err := change(user, &proto.Copy{ID: dst, Src: src, SrcOff: 1 << 20, Len: 10})
 	require.NoError(t, err)
 	require.EqualValues(t, 6, res.N)
+	hidden := must(&proto.Make{Dir: proto.RootID, Name: "hidden", Mode: proto.ModeRegular | 0o600}).ID
+	require.NoError(t, p.call(wire.OpOpen, &wire.OpenReq{ReqHeader: header(), ID: hidden, Flags: wire.OpenWrite}, &wire.AttrRep{}))
+	_, err = seek(user.UID, 0, hidden, 0, wire.SeekHole)
+	require.Equal(t, status.NoDevice, codeOf(err), "it is empty; whoever has it open for writing may ask")
 }
 
 // The real client copies while its connections are cut: each part once, in order.

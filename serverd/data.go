@@ -91,6 +91,15 @@ func read(c *call, m *wire.ReadReq) (wire.Message, error) {
 
 // readable returns the attributes of a regular file whose bytes may be read.
 func (c *call) readable(v view, at proto.LSN, id proto.FileID, who *proto.Ident) (proto.Attr, error) {
+	a, err := c.regular(v, at, id, who)
+	if err != nil {
+		return a, err
+	}
+	return a, c.mayRead(v, at, &a, who)
+}
+
+// regular returns the attributes of a file that must be a regular one.
+func (c *call) regular(v view, at proto.LSN, id proto.FileID, who *proto.Ident) (proto.Attr, error) {
 	a, err := c.at(v, at, id, who)
 	switch {
 	case err != nil:
@@ -100,10 +109,11 @@ func (c *call) readable(v view, at proto.LSN, id proto.FileID, who *proto.Ident)
 	case !a.IsRegular():
 		return a, status.Invalid
 	}
-	return a, c.mayRead(v, at, &a, who)
+	return a, nil
 }
 
-// seek tells where data or a hole begins, to those who may read them.
+// seek tells where data or a hole begins, to those who have the file open, also
+// for writing only, or may read it.
 func seek(c *call, m *wire.SeekReq) (wire.Message, error) {
 	if m.Off > math.MaxInt64 || m.Whence != wire.SeekData && m.Whence != wire.SeekHole {
 		return nil, status.Invalid
@@ -112,7 +122,12 @@ func seek(c *call, m *wire.SeekReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.readable(v, m.At, m.ID, c.who(m.Ident)); err != nil {
+	who := c.who(m.Ident)
+	a, err := c.regular(v, m.At, m.ID, who)
+	if err == nil && (m.At != 0 || c.sess.openFlags(a.ID) == 0) {
+		err = c.mayRead(v, m.At, &a, who)
+	}
+	if err != nil {
 		return nil, err
 	}
 	off, err := v.Seek(m.ID, int64(m.Off), m.Whence == wire.SeekHole)
