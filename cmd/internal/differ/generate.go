@@ -535,11 +535,19 @@ func (g *generator) chmodStep() Step {
 	return Step{Op: "chmod", At: g.dirSlot(), Path: g.path(whatever), Mode: mode}
 }
 
+// chownStep always names an owner or a group: of chown(2) with two times -1 the
+// kernel tells FUSE no more than of a write that may take setuid away.
 func (g *generator) chownStep() Step {
-	if g.IntN(3) == 0 {
-		return Step{Op: "fchown", Slot: g.held(file), UID: g.uid(), GID: g.gid()}
+	s := Step{Op: "chown", UID: g.uid(), GID: g.gid()}
+	if s.UID == -1 && s.GID == -1 {
+		s.GID = 62001
 	}
-	return Step{Op: "chown", At: g.dirSlot(), Path: g.path(whatever), UID: g.uid(), GID: g.gid(), Flags: g.noFollow()}
+	if g.IntN(3) == 0 {
+		s.Op, s.Slot = "fchown", g.held(file)
+		return s
+	}
+	s.At, s.Path, s.Flags = g.dirSlot(), g.path(whatever), g.noFollow()
+	return s
 }
 
 func (g *generator) timesStep() Step {

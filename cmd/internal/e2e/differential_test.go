@@ -68,15 +68,16 @@ func TestDifferential(t *testing.T) {
 
 // scenario is what the program of a seed is to be like.
 func scenario(seed uint64) differ.Scenario {
+	sc := differ.Scenario{Steps: 120, ACL: seed%3 == 0}
 	switch seed % 10 {
 	case 0: // short: each change of the mount takes a second
-		return differ.Scenario{Steps: 40, Mounts: 2}
+		sc.Steps, sc.Mounts = 40, 2
 	case 1, 2:
-		return differ.Scenario{Steps: 120, Controls: []string{"kill", "drop"}, Every: 25}
+		sc.Controls, sc.Every = []string{"kill", "drop"}, 25
 	case 3, 4:
-		return differ.Scenario{Steps: 120, Controls: []string{"drop"}, Every: 10}
+		sc.Controls, sc.Every = []string{"drop"}, 10
 	}
-	return differ.Scenario{Steps: 120}
+	return sc
 }
 
 // arena is an ext4 file system, a server of one of its directories with two
@@ -85,10 +86,12 @@ type arena struct {
 	*lab
 	server      *server
 	export      string
-	mounts      []string
 	plain, cage *differ.Side
+	mounts      []string // without access control lists
+	aclMounts   []string
 
-	number int // of the directory of the present program
+	number int      // of the directory of the present program
+	now    []string // the mounts that it uses
 }
 
 func newArena(t testing.TB) *arena {
@@ -105,18 +108,27 @@ func newArena(t testing.TB) *arena {
 	a.server = a.newServer(a.export)
 	a.server.start()
 	a.mounts = []string{a.mount(a.server), a.mount(a.server)}
+	a.aclMounts = []string{a.mount(a.server, "--acl"), a.mount(a.server, "--acl")}
 	a.plain = &differ.Side{Name: "ext4", Fresh: func(*differ.Program) ([]string, error) { return a.fresh([]string{plain}) }}
 	a.cage = &differ.Side{
 		Name:    "cage",
-		Fresh:   func(p *differ.Program) ([]string, error) { return a.fresh(a.mounts[:p.Mounts]) },
+		Fresh:   a.begin,
 		Control: a.control,
 		Switch:  a.change,
 		Behind: func() (string, error) {
-			_, err := a.try("cagefs", "sync", a.mounts[0])
+			_, err := a.try("cagefs", "sync", a.now[0])
 			return filepath.Join(a.export, a.name()), err
 		},
 	}
 	return a
+}
+
+// begin makes the directory of a program on the mounts.
+func (a *arena) begin(p *differ.Program) ([]string, error) {
+	if a.now = a.mounts[:p.Mounts]; p.ACL {
+		a.now = a.aclMounts[:p.Mounts]
+	}
+	return a.fresh(a.now)
 }
 
 func (a *arena) name() string { return fmt.Sprintf("program%d", a.number) }
@@ -152,7 +164,7 @@ func (a *arena) control(op string) error {
 		a.server.kill()
 		return a.server.launch()()
 	case "drop": // by remounting, the kernel forgets names and files that are not in use
-		return unix.Mount("", a.mounts[0], "", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, "")
+		return unix.Mount("", a.now[0], "", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, "")
 	}
 	return fmt.Errorf("there is no control %q", op)
 }
@@ -160,7 +172,7 @@ func (a *arena) control(op string) error {
 // change waits as long as docs/consistency.md says that a change may need to
 // be seen in another mount.
 func (a *arena) change(from, _ int) error {
-	if _, err := a.try("cagefs", "sync", a.mounts[from]); err != nil {
+	if _, err := a.try("cagefs", "sync", a.now[from]); err != nil {
 		return err
 	}
 	time.Sleep(1010 * time.Millisecond)
