@@ -185,11 +185,13 @@ func (w *worker) copyRange(s *Step) (string, error) {
 }
 
 // mmap stores into a shared mapping, as far as the file goes, and waits for it
-// to be written.
+// to be written. A file with setuid or setgid is not mapped: a mount takes the
+// store for a write, which takes these bits away.
 func (w *worker) mmap(s *Step) (string, error) {
 	fd := w.slots[s.Slot]
 	size, regular := regularSize(fd)
-	if !regular || s.Off >= size {
+	var st unix.Stat_t
+	if !regular || s.Off >= size || unix.Fstat(fd, &st) != nil || st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
 		return "not mapped", nil
 	}
 	first := s.Off / 4096 * 4096

@@ -108,6 +108,26 @@ func TestDifferences(t *testing.T) {
 	require.Nil(t, d)
 }
 
+// A process gets the bytes that are meant, whatever they are.
+func TestBytes(t *testing.T) {
+	a := plain("a", disk(t))
+	r, err := a.begin(&Program{Mounts: 1})
+	require.NoError(t, err)
+	defer r.end()
+	for _, s := range []Step{
+		{Op: "open", Slot: 1, Path: "\xff\xfe", Flags: unix.O_CREAT, Mode: 0o644},
+		{Op: "setxattr", Path: "\xff\xfe", Name: "user.a", Value: "\x00\xff"},
+	} {
+		o, err := r.do(&s)
+		require.NoError(t, err)
+		require.Equal(t, outcome{}, o)
+	}
+	value := make([]byte, 10)
+	n, err := unix.Getxattr(filepath.Join(r.paths[0], "\xff\xfe"), "user.a", value)
+	require.NoError(t, err)
+	require.Equal(t, "\x00\xff", string(value[:n]))
+}
+
 func TestShrink(t *testing.T) {
 	sc := Scenario{Steps: 300}
 	p, err := Generate(3, sc, func(*Step) (bool, error) { return true, nil })

@@ -2,6 +2,7 @@ package differ
 
 import (
 	"bufio"
+	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -69,7 +70,7 @@ func work(text string) error {
 	if err := w.become(a); err != nil {
 		return err
 	}
-	in, out := json.NewDecoder(bufio.NewReader(os.Stdin)), json.NewEncoder(os.Stdout)
+	in, out := gob.NewDecoder(bufio.NewReader(os.Stdin)), gob.NewEncoder(os.Stdout)
 	for {
 		var s Step
 		if err := in.Decode(&s); errors.Is(err, io.EOF) {
@@ -128,7 +129,7 @@ const stepTime = 2 * time.Minute
 // process is a worker as seen by who runs programs.
 type process struct {
 	cmd *exec.Cmd
-	in  *json.Encoder
+	in  *gob.Encoder // not JSON: paths and values are any bytes
 	end io.Closer
 	out chan outcome
 }
@@ -153,10 +154,10 @@ func start(u User, root string) (*process, error) {
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
-	p.in, p.end = json.NewEncoder(stdin), stdin
+	p.in, p.end = gob.NewEncoder(stdin), stdin
 	go func() {
 		defer close(p.out)
-		for in := json.NewDecoder(bufio.NewReader(stdout)); ; {
+		for in := gob.NewDecoder(bufio.NewReader(stdout)); ; {
 			var o outcome
 			if in.Decode(&o) != nil {
 				return
