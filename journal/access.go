@@ -49,3 +49,22 @@ func (j *Journal) mayRemove(dir, victim *proto.Attr, who *proto.Ident) error {
 	}
 	return nil
 }
+
+// mayLink is what Linux calls fs.protected_hardlinks: somebody gives further names to
+// files that are his, or that he may read and write and that are no more than
+// files. A trusted client's kernel has checked that. A link keeps what its owner
+// removes, and leads into it around the directories that were in the way.
+func (j *Journal) mayLink(a *proto.Attr, s *Submission) error {
+	who := &s.Ident
+	if s.Trusted || who.UID == 0 || who.UID == a.UID {
+		return nil
+	}
+	const setgidExec = proto.ModeSetgid | 0o010
+	if !a.IsRegular() || a.Mode&proto.ModeSetuid != 0 || a.Mode&setgidExec == setgidExec {
+		return status.NotOwner
+	}
+	if j.mayLocked(a, who, MayRead|MayWrite) != nil {
+		return status.NotOwner
+	}
+	return nil
+}

@@ -276,6 +276,10 @@ func (j *Journal) planLink(p *pending, op *proto.Link) error {
 	if err := j.mayLocked(&pa.attr, &p.sub.Ident, MayWrite|MayExec); err != nil {
 		return err
 	}
+	a := infoAttr(op.ID, info)
+	if err := j.mayLink(&a, p.sub); err != nil {
+		return err
+	}
 	if j.loose[op.ID] != nil {
 		return needSync{op.ID}
 	}

@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"maps"
+
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -16,6 +18,7 @@ type session struct {
 	client  uint32
 	key     string
 	last    proto.Seq // newest operation that is recorded
+	acked   proto.Seq // results up to this one are dropped
 	results map[proto.Seq]result
 	pending map[proto.Seq]*Ticket
 }
@@ -32,6 +35,23 @@ func newSession(client uint32, key string) *session {
 	return &session{client: client, key: key, results: map[proto.Seq]result{}, pending: map[proto.Seq]*Ticket{}}
 }
 
+// drop forgets results that the client has. It costs no more than there were:
+// who acknowledges one by one, and late, holds nobody up.
+func (ses *session) drop(acked proto.Seq) {
+	acked = min(acked, ses.last)
+	if acked <= ses.acked {
+		return
+	}
+	if uint64(acked-ses.acked) <= uint64(len(ses.results)) {
+		for seq := ses.acked + 1; seq <= acked; seq++ {
+			delete(ses.results, seq)
+		}
+	} else {
+		maps.DeleteFunc(ses.results, func(seq proto.Seq, _ result) bool { return seq <= acked })
+	}
+	ses.acked = acked
+}
+
 // repeatedLocked answers an operation that was submitted before.
 func (j *Journal) repeatedLocked(s *Submission) (*Ticket, bool, error) {
 	if s.Session == 0 {
@@ -41,11 +61,7 @@ func (j *Journal) repeatedLocked(s *Submission) (*Ticket, bool, error) {
 	if ses == nil {
 		return nil, false, status.New(status.LostSession, "", "")
 	}
-	for seq := range ses.results {
-		if seq <= s.Acked {
-			delete(ses.results, seq)
-		}
-	}
+	ses.drop(s.Acked)
 	if t := ses.pending[s.Seq]; t != nil {
 		return t, true, nil
 	}

@@ -184,20 +184,27 @@ func TestRevokedKeyIsDropped(t *testing.T) {
 	p.gone()
 }
 
+// Who does not say hello is in nobody's way: the oldest of them goes.
 func TestTooManyUnknownConnections(t *testing.T) {
-	r := start(t, Options{})
-	for range maxUnknown {
+	r := start(t, Options{Handshake: time.Minute})
+	var all []net.Conn
+	for range 4 * maxUnknown {
 		raw, err := net.Dial("tcp", r.Addr().String())
 		require.NoError(t, err)
 		defer raw.Close()
+		raw.SetDeadline(time.Now().Add(patience))
+		all = append(all, raw)
 	}
-	require.Eventually(t, func() bool { return len(r.unknown) == maxUnknown }, patience, time.Millisecond)
-	raw, err := net.Dial("tcp", r.Addr().String())
+	for _, raw := range all[:3*maxUnknown] {
+		_, err := raw.Read(make([]byte, 1))
+		require.Error(t, err)
+		require.NotErrorIs(t, err, errTimeout)
+	}
+	r.mu.Lock()
+	require.LessOrEqual(t, len(r.pending), maxUnknown)
+	r.mu.Unlock()
+	_, err := r.dial().hello(wire.HelloReq{})
 	require.NoError(t, err)
-	defer raw.Close()
-	raw.SetDeadline(time.Now().Add(patience))
-	_, err = raw.Read(make([]byte, 1))
-	require.NotErrorIs(t, err, errTimeout)
 }
 
 // A client that asks and asks and never reads is dropped, and until then the

@@ -31,10 +31,15 @@ func (s *Server) handle(raw net.Conn) {
 		c.noteRefused(err)
 		return
 	}
-	if head.Op != wire.OpJoin && !s.known(raw, c) {
-		return
+	var rep wire.Message
+	if head.Op != wire.OpJoin {
+		if err = s.known(raw, c); err == status.Draining {
+			return
+		}
 	}
-	rep, err := c.admit(head.Op, first)
+	if err == nil {
+		rep, err = c.admit(head.Op, first)
+	}
 	raw.SetDeadline(time.Now().Add(s.o.Stall))
 	if err != nil {
 		c.log.Warn().Err(err).Msg("client refused")
@@ -63,11 +68,11 @@ func (s *Server) handle(raw net.Conn) {
 // noteRefused logs why a connection did not get as far as its first request. One
 // that just went away, or was closed by drain, was not refused.
 func (c *conn) noteRefused(err error) {
-	level := zerolog.WarnLevel
+	level, log := zerolog.WarnLevel, c.srv.rare.With().Str("peer", c.peer).Str("key", c.key.Name).Logger()
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 		level = zerolog.DebugLevel
 	}
-	c.log.WithLevel(level).Err(err).Msg("connection refused")
+	log.WithLevel(level).Err(err).Msg("connection refused")
 }
 
 // greet makes sure that the other end has an admitted key, or is here to join,

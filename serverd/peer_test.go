@@ -47,7 +47,9 @@ func start(t *testing.T, o Options) *rig {
 		o.State = state
 	}
 	o.Software, o.Listen = "test", "127.0.0.1:0"
-	o.Log = zerolog.New(testWriter{t}).Level(zerolog.WarnLevel)
+	if o.Log.GetLevel() == zerolog.TraceLevel || o.Log.GetLevel() == zerolog.Disabled { // none given
+		o.Log = zerolog.New(testWriter{t}).Level(zerolog.WarnLevel)
+	}
 	s, err := Listen(o)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -53,11 +54,15 @@ type export struct {
 	verifying sync.Mutex // one check of the journal at a time
 }
 
-// Limits of connections and sessions.
+// Limits of connections and sessions, of all clients and of one (one key): none
+// leaves nothing for the others.
 const (
-	maxUnknown  = 64   // connections that have not said hello yet
-	maxConns    = 4096 // connections
-	maxSessions = 4096 // sessions, with or without connection
+	maxUnknown        = 64        // connections that have not said hello yet; see dropOldestLocked
+	maxConns          = 4096      // connections
+	maxClientConns    = 256       // of them, a client's
+	maxSessions       = 4096      // sessions, with or without connection
+	maxClientSessions = 128       // of them, a client's
+	maxClientBytes    = 256 << 20 // what a client's requests in the works may take, on all its connections
 )
 
 // Server is a listening server. Safe for concurrent use.
@@ -65,12 +70,12 @@ type Server struct {
 	// Set at construction.
 	o       Options
 	log     zerolog.Logger
+	rare    zerolog.Logger // for what strangers can make happen: so many lines a second
 	tls     *tls.Config
 	lns     []net.Listener // the main port's, then the data ports'
 	exports map[string]*export
 	users   accounts
 	began   time.Time
-	unknown chan struct{} // a slot for each connection that has not said hello
 	guesses guesses
 	base    context.Context
 	kill    context.CancelCauseFunc // ends base: everything still running gives up
@@ -79,7 +84,8 @@ type Server struct {
 
 	mu       sync.Mutex
 	draining bool                         // guarded by mu
-	pending  map[net.Conn]struct{}        // guarded by mu; not said hello yet
+	pending  map[net.Conn]time.Time       // guarded by mu; not said hello yet, and since when they are here
+	purses   map[auth.Fingerprint]*purse  // guarded by mu; of the clients that have connections
 	conns    map[*conn]struct{}           // guarded by mu
 	sessions map[proto.SessionID]*session // guarded by mu
 	seen     map[auth.Fingerprint]bool    // guarded by mu; connected since noteSeen wrote it down
@@ -100,12 +106,12 @@ func Listen(o Options) (*Server, error) {
 	setDefault(&o.Forget, 24*time.Hour)
 	setDefault(&o.Drain, 15*time.Second)
 	s := &Server{
-		o: o, log: o.Log, tls: o.State.TLS(), lns: lns,
+		o: o, log: o.Log, rare: o.Log.Sample(&zerolog.BurstSampler{Burst: 20, Period: time.Second}), tls: o.State.TLS(), lns: lns,
 		exports:  make(map[string]*export),
 		users:    systemAccounts{},
 		began:    time.Now(),
-		unknown:  make(chan struct{}, maxUnknown),
-		pending:  make(map[net.Conn]struct{}),
+		pending:  make(map[net.Conn]time.Time),
+		purses:   make(map[auth.Fingerprint]*purse),
 		conns:    make(map[*conn]struct{}),
 		sessions: make(map[proto.SessionID]*session),
 		seen:     make(map[auth.Fingerprint]bool),
@@ -181,34 +187,78 @@ func (s *Server) take(raw net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	full := len(s.conns)+len(s.pending) >= maxConns
-	if !full && !s.draining {
-		select {
-		case s.unknown <- struct{}{}:
-			s.pending[raw] = struct{}{}
-			s.running.Go(func() { s.handle(raw) })
-			return
-		default:
-			full = true
+	if full || s.draining {
+		raw.Close()
+		if full {
+			s.rare.Warn().Str("peer", raw.RemoteAddr().String()).Msg("connection refused: too many")
+		}
+		return
+	}
+	if len(s.pending) >= maxUnknown {
+		s.dropOldestLocked()
+	}
+	s.pending[raw] = time.Now()
+	s.running.Go(func() { s.handle(raw) })
+}
+
+// dropOldestLocked closes, of the host that has the most, the connection that has
+// taken longest to say hello: who means it needs a moment, and who only takes up
+// room must not keep others out.
+func (s *Server) dropOldestLocked() {
+	count := make(map[netip.Prefix]int)
+	for raw := range s.pending {
+		count[hostOf(raw)]++
+	}
+	var oldest net.Conn
+	for raw, since := range s.pending {
+		more := 0
+		if oldest != nil {
+			more = count[hostOf(raw)] - count[hostOf(oldest)]
+		}
+		if oldest == nil || more > 0 || more == 0 && since.Before(s.pending[oldest]) {
+			oldest = raw
 		}
 	}
-	raw.Close()
-	if full {
-		s.log.Warn().Str("peer", raw.RemoteAddr().String()).Msg("connection refused: too many")
+	delete(s.pending, oldest)
+	oldest.Close()
+	s.rare.Warn().Str("peer", oldest.RemoteAddr().String()).Msg("connection dropped: others wait, and it has not said hello")
+}
+
+// hostOf is where a connection comes from: an address, of IPv6 the network, which
+// a host has for itself.
+func hostOf(raw net.Conn) netip.Prefix {
+	addr, _ := netip.ParseAddrPort(raw.RemoteAddr().String())
+	bits := 32
+	if ip := addr.Addr().Unmap(); ip.Is6() {
+		bits = 64
 	}
+	p, _ := addr.Addr().Unmap().WithZone("").Prefix(bits)
+	return p
 }
 
 // known moves a connection from those that have not said hello to those that
-// have; false when the server stops.
-func (s *Server) known(raw net.Conn, c *conn) bool {
+// have: status.Draining when the server stops, Busy when the client has too many.
+func (s *Server) known(raw net.Conn, c *conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forgetPendingLocked(raw)
+	delete(s.pending, raw)
 	if s.draining {
-		return false
+		return status.Draining
 	}
+	fp := c.key.Fingerprint
+	p := s.purses[fp]
+	if p == nil {
+		p = newPurse(maxClientBytes)
+		s.purses[fp] = p
+	}
+	if p.conns >= maxClientConns {
+		return status.Newf(status.Busy, "connect", "", "the client has %d connections already", maxClientConns)
+	}
+	p.conns++
+	c.reads.purse, c.changes.purse = p, p
 	s.conns[c] = struct{}{}
-	s.seen[c.key.Fingerprint] = true
-	return true
+	s.seen[fp] = true
+	return nil
 }
 
 // seenEvery is how often is written down which clients are connected.
@@ -236,20 +286,23 @@ func (s *Server) noteSeen() {
 	}
 }
 
-// forgetPendingLocked gives the slot of a connection back. The caller has s.mu.
-func (s *Server) forgetPendingLocked(raw net.Conn) {
-	if _, ok := s.pending[raw]; ok {
-		delete(s.pending, raw)
-		<-s.unknown
-	}
-}
-
 // gone is called when a connection has ended, wherever it was.
 func (s *Server) gone(raw net.Conn, c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.forgetPendingLocked(raw)
+	delete(s.pending, raw)
+	if _, ok := s.conns[c]; !ok {
+		return
+	}
 	delete(s.conns, c)
+	c.reads.shut()
+	c.changes.shut()
+	fp := c.key.Fingerprint
+	if p := s.purses[fp]; p.conns > 1 {
+		p.conns--
+	} else {
+		delete(s.purses, fp)
+	}
 }
 
 // drain stops taking connections and requests, and returns when every

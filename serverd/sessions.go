@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -110,8 +111,9 @@ func (s *Server) removeSession(sess *session) {
 }
 
 // addSession puts a session into the table and returns what is there then: it,
-// or the one that another connection has put there meanwhile. In a full table
-// the session ends that has been without connection for longest.
+// or the one that another connection has put there meanwhile. Where the client, or
+// the table, is full, that one of its, or of all, sessions ends that has been
+// without connection for longest.
 func (s *Server) addSession(sess *session) (*session, error) {
 	for {
 		there, oldest := s.tryAdd(sess)
@@ -119,31 +121,45 @@ func (s *Server) addSession(sess *session) (*session, error) {
 			return there, nil
 		}
 		if oldest == nil {
-			return nil, status.Newf(status.Busy, "open session", "", "the server has %d sessions already", maxSessions)
+			return nil, status.Newf(status.Busy, "open session", "", "the client has %d sessions already, or all clients together %d", maxClientSessions, maxSessions)
 		}
 		s.end(oldest, "too many sessions")
 	}
 }
 
 // tryAdd is addSession where there is room, otherwise it returns the session
-// that was left first, nil if all are connected.
+// that was left first, of those that count, nil if all are connected.
 func (s *Server) tryAdd(sess *session) (there, oldest *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if other := s.sessions[sess.id]; other != nil {
 		return other, nil
 	}
-	if len(s.sessions) < maxSessions {
-		s.sessions[sess.id] = sess
-		return sess, nil
-	}
-	var most time.Duration
+	var mine []*session
 	for _, other := range s.sessions {
-		if d := other.idle(); d > most {
-			oldest, most = other, d
+		if other.key.Fingerprint == sess.key.Fingerprint {
+			mine = append(mine, other)
 		}
 	}
-	return nil, oldest
+	switch {
+	case len(mine) >= maxClientSessions:
+		return nil, longestIdle(slices.Values(mine))
+	case len(s.sessions) >= maxSessions:
+		return nil, longestIdle(maps.Values(s.sessions))
+	}
+	s.sessions[sess.id] = sess
+	return sess, nil
+}
+
+// longestIdle is the session that was left first, nil if all are connected.
+func longestIdle(list iter.Seq[*session]) (oldest *session) {
+	var most time.Duration
+	for sess := range list {
+		if d := sess.idle(); d > most {
+			oldest, most = sess, d
+		}
+	}
+	return oldest
 }
 
 // end closes a session for good, unless a connection has taken it over.

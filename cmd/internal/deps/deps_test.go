@@ -46,6 +46,7 @@ var allowed = map[string][]string{
 	"pagecache/evict":      {},
 	"remote":               {"remote/auth", "remote/oplog", "remote/page", "remote/wire"},
 	"remote/auth":          {},
+	"remote/hostile":       {"remote/wire"},
 	"remote/oplog":         {"remote/wire"},
 	"remote/page":          {},
 	"remote/proto":         {},
@@ -92,6 +93,7 @@ var onlyIn = []struct {
 	{"github.com/spf13/pflag", []string{"cmd/cagefs", "cmd/cageserverd", "cmd/cagejournal", "cmd/internal/cli"}, "flags belong to commands"},
 	{"github.com/stretchr/testify", nil, "it is for tests"},
 	{"remote/simnet", []string{"cmd/internal/sim"}, "it is for tests"},
+	{"remote/hostile", nil, "it is for tests"},
 	{"unsafe", []string{"fusefs", "journal/vfs"}, "raw memory is for system calls only"},
 }
 
