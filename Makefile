@@ -5,7 +5,7 @@ FUZZTIME ?= 30s
 GO ?= go
 
 help: ## print this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: ## the commands, into bin/
 	$(GO) build -o bin/ ./cmd/cagefs ./cmd/cageserverd ./cmd/cagejournal
@@ -46,7 +46,10 @@ demo: build ## a server and a mount on this machine, step by step (under a minut
 bench: ## the micro-benchmarks of all packages
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+bench-memory: build ## memory of the daemons over a million files and 20 GiB (an hour; 30 GB of disk)
+	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h -run 'TestMemory$$' ./cmd/internal/e2e
+
 clean: ## what the others left
 	rm -rf bin
 
-.PHONY: help build test race fuzz lint accept programs differential demo bench clean
+.PHONY: help build test race fuzz lint accept programs differential demo bench bench-memory clean
