@@ -161,8 +161,10 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		if err != nil {
 			return s.errors.status("setattr", err)
 		}
-		s.fillAttr(&out.Attr, &a)
-		return fuse.OK
+		if !dropSetID(op, &a, who.UID) {
+			s.fillAttr(&out.Attr, &a)
+			return fuse.OK
+		}
 	}
 	a, err := s.setAttr(ctx, who, ino, op)
 	if err != nil {
@@ -220,6 +222,19 @@ func setAttrOp(in *fuse.SetAttrIn, ino *inode, uid uint32) *proto.SetAttr {
 		}
 	}
 	return op
+}
+
+// dropSetID makes an operation that changes nothing take setuid and setgid
+// bits away, and reports whether it does: it comes from a chown to the same
+// owner, or from a write that is about to follow. Of the two a stranger may only
+// write, and the server takes the bits with that.
+func dropSetID(op *proto.SetAttr, a *proto.Attr, uid uint32) bool {
+	mode, kill := withoutSetID(a.Mode)
+	if !kill || a.IsDir() || uid != 0 && uid != a.UID {
+		return false
+	}
+	op.Mask, op.Mode = proto.SetMode, mode
+	return true
 }
 
 func timeMask(valid, given, now uint32, set, setNow proto.SetMask) proto.SetMask {
