@@ -55,7 +55,7 @@ func (j *Journal) announce(recs []*record.Record) {
 	for _, r := range recs {
 		if f := j.opts.Changed; f != nil && r.ID != 0 {
 			f(Applied{LSN: r.LSN, ID: r.ID, Dir: r.Dir, Name: r.Name, NewDir: r.NewDir, NewName: r.NewName,
-				Data: changesData(r), Session: r.Session})
+				Data: changesData(r) || r.Kind == record.Local && r.HasNew, Made: local(r) && r.Kind == record.Make, Session: r.Session})
 		}
 	}
 }
@@ -138,14 +138,16 @@ func (j *Journal) look(r *record.Record) {
 		if id == 0 || id == r.Dir && r.Dir == r.NewDir && id != r.ID {
 			continue
 		}
-		if _, info, err := j.tree.stat(id); err == nil {
+		if n, info, err := j.tree.stat(id); err == nil {
 			j.tree.seen(id, info.Ctime, r.LSN)
+			j.duringGap(&n)
 			j.countGrave(r, id, int64(info.Blocks)*512)
 		}
 	}
 	if r.Dir != 0 && r.Dir == r.NewDir {
-		if _, info, err := j.tree.stat(r.Dir); err == nil {
+		if n, info, err := j.tree.stat(r.Dir); err == nil {
 			j.tree.seen(r.Dir, info.Ctime, r.LSN)
+			j.duringGap(&n)
 		}
 	}
 }

@@ -108,12 +108,15 @@ func allBefore(parts [][]before) []before {
 
 // fileBefore is what a file was before some records, as far as they changed it.
 type fileBefore struct {
+	id     proto.FileID
 	read   progress
 	attrs  record.Attrs
 	has    attrMask  // which of attrs count
 	timed  proto.LSN // the record that attrs.Mtime is of
 	size   uint64
 	sized  bool
+	first  *record.Record // of content, before the gap
+	gap    bool           // a process of the server changed the content: what is not in ranges nobody knows
 	xattrs map[string]xattrBefore
 	ranges []before // ascending, apart
 }
@@ -165,7 +168,15 @@ func (b *fileBefore) follow(recs []*record.Record) {
 				}
 				b.xattrs[r.Name] = xattrBefore{r.HasOld, r.OldValue}
 			}
+		case record.Local:
+			b.local(r)
 		case record.Write, record.Truncate, record.Allocate:
+			if b.gap { // what it preserved is from after the gap
+				continue
+			}
+			if b.first == nil {
+				b.first = r
+			}
 			b.once(hasMtime, true, func() { b.attrs.Mtime, b.timed = r.OldMtime, r.LSN })
 			if !b.sized && r.OldSize != r.NewSize {
 				b.size, b.sized = r.OldSize, true
@@ -176,6 +187,20 @@ func (b *fileBefore) follow(recs []*record.Record) {
 		}
 	}
 	b.ranges = mergeBefore(b.ranges, allBefore(parts))
+}
+
+// local takes in what a process of the server did, of which nobody kept what was there.
+func (b *fileBefore) local(r *record.Record) {
+	if r.OldMtime != 0 { // about: it was last looked at then
+		b.once(hasMtime, true, func() { b.attrs.Mtime, b.timed = r.OldMtime, r.LSN })
+	}
+	if !r.HasNew || b.gap {
+		return
+	}
+	b.gap = true
+	if b.first != nil {
+		b.size, b.sized = b.first.OldSize, true
+	}
 }
 
 func (b *fileBefore) setAttr(r *record.Record) {

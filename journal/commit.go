@@ -395,6 +395,7 @@ func (j *Journal) settled(batch []*pending) {
 		newest = min(newest, j.queue[0].recs[0].LSN-1)
 	}
 	j.applied = max(j.applied, newest)
+	j.localAppliedLocked()
 	j.queueCond.Broadcast()
 }
 
@@ -492,7 +493,10 @@ func (j *Journal) tryReplan(p *pending) error {
 		j.looseCancel(r)
 	}
 	fresh := &pending{Ticket: p.Ticket, sub: p.sub, order: p.order}
-	if err := j.planLocked(fresh); err != nil {
+	j.local.replanning = true
+	err := j.planLocked(fresh)
+	j.local.replanning = false
+	if err != nil {
 		for _, r := range p.recs { // its turn is not over
 			j.busy.add(r)
 		}
@@ -527,6 +531,7 @@ func (j *Journal) done(p *pending) {
 	j.planMu.Unlock()
 	j.queueMu.Lock()
 	j.applied = max(j.applied, p.order)
+	j.localAppliedLocked()
 	j.queueCond.Broadcast()
 	j.queueMu.Unlock()
 	close(p.done)

@@ -122,11 +122,13 @@ func (want shot) diff(got shot, missing []Missing) string {
 // storm makes random changes of an export, as one session.
 type storm struct {
 	*testExport
-	rng   *rand.Rand
-	dirs  []proto.FileID
-	names []string
-	fresh map[proto.FileID][]span // bytes written since the file's last sync
-	bare  []proto.FileID          // files without a name
+	rng     *rand.Rand
+	dirs    []proto.FileID
+	names   []string
+	locals  bool                    // processes of the server make changes as well
+	byLocal bool                    // the last step was a local process's
+	fresh   map[proto.FileID][]span // bytes written since the file's last sync
+	bare    []proto.FileID          // files without a name
 }
 
 func newStorm(e *testExport, rng *rand.Rand) *storm {
@@ -171,7 +173,7 @@ func (s *storm) try() error {
 	if r.IntN(4) == 0 {
 		s.who.UID = uint32(r.IntN(3))
 	}
-	switch r.IntN(22) {
+	switch r.IntN(24) {
 	case 0, 1, 2:
 		res, err := s.do(&proto.Make{Dir: s.dir(), Name: s.name(), Mode: proto.ModeRegular | uint32(r.IntN(0o10000))})
 		if err == nil {
@@ -224,6 +226,10 @@ func (s *storm) try() error {
 				Mtime: proto.Time(r.IntN(1 << 40)), UID: uint32(r.IntN(3))})
 			return err
 		}
+	case 22, 23:
+		if s.locals {
+			return s.local()
+		}
 	case 15:
 		if a, ok := s.regular(); ok {
 			_, err := s.do(&proto.Sync{ID: a.ID})
@@ -274,6 +280,62 @@ func (s *storm) try() error {
 		}
 	}
 	return nil
+}
+
+// local is a change by a process of the server, that is synced by it and noticed.
+// A cut before its record is durable leaves the change, but not the numbers that
+// the record gives: it is not looked at.
+func (s *storm) local() error {
+	root, err := s.fs.Root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	top, err := root.StatSelf()
+	if err != nil {
+		return err
+	}
+	dir, in, name, to := root, top, s.name(), s.name()
+	if sub, err := root.OpenDir(s.name()); err == nil {
+		defer sub.Close()
+		dir = sub
+		if in, err = sub.StatSelf(); err != nil {
+			return err
+		}
+	}
+	// Each may fail, as what the clients do: the name is taken, or nothing is there.
+	switch s.rng.IntN(4) {
+	case 0:
+		if f, err := dir.Create(name, 0o600); err == nil {
+			_, err = f.WriteAt([]byte(name), 0)
+			if err == nil { // times that come from writing alone are not kept
+				err = f.Utimes(vfs.OmitTime, int64(s.rng.IntN(1<<40)))
+			}
+			f.Close()
+			if err != nil {
+				return err
+			}
+		}
+	case 1:
+		_ = dir.Mkdir(name, 0o700)
+	case 2:
+		_ = dir.Remove(name)
+	case 3:
+		_ = dir.Rename(name, root, to, 0)
+	}
+	if err := s.fs.SyncFS(); err != nil {
+		return err
+	}
+	err = s.Notice(context.Background(), []LocalEvent{
+		{LocalPlace: LocalPlace{Dir: in.Ident, Name: name}, What: LocalIn | LocalOut | LocalSure, By: vi},
+		{LocalPlace: LocalPlace{Dir: top.Ident, Name: to}, What: LocalIn | LocalOut | LocalSure, By: vi},
+	})
+	if err == nil {
+		err = s.log.Commit()
+	}
+	s.byLocal = true
+	s.did()
+	return err
 }
 
 func (s *storm) allocate(a proto.Attr) error {
@@ -367,6 +429,7 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 	states = []shot{first}
 	mu.Unlock()
 	s := newStorm(e, rng)
+	s.locals = true
 	s.did = func() {
 		after := snapshot(t, e.Journal)
 		mu.Lock()
@@ -379,6 +442,7 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 		cuts, states = nil, states[len(states)-1:]
 		mu.Unlock()
 		fresh := maps.Clone(s.fresh)
+		s.byLocal = false
 		require.NoError(t, s.step(), "seed %d step %d", seed, step)
 		for id, f := range s.fresh {
 			fresh[id] = f
@@ -387,6 +451,9 @@ func crashStorm(t *testing.T, seed uint64, steps int) (n int) {
 		made := cuts
 		mu.Unlock()
 		for _, c := range made {
+			if s.byLocal && !c.idle {
+				continue
+			}
 			n++
 			if c.fresh = fresh; c.idle && c.after == len(states)-1 {
 				c.fresh = s.fresh

@@ -114,7 +114,7 @@ type lister struct {
 func visible(r *record.Record) bool {
 	switch r.Kind {
 	case record.Make, record.Link, record.Remove, record.Rename, record.Restore, record.SetAttr,
-		record.Truncate, record.Write, record.Allocate, record.SetXattr, record.Label, record.Local, record.Begin:
+		record.Truncate, record.Write, record.Allocate, record.SetXattr, record.Label, record.Local, record.Gap, record.Begin:
 		return true
 	}
 	return false
@@ -179,7 +179,7 @@ func (l *lister) happened(lsn proto.LSN) (*record.Record, error) {
 	if err != nil || r == nil {
 		return nil, err
 	}
-	if r.Kind != record.Local && lsn > l.j.appliedLSN() {
+	if !local(r) && r.Kind != record.Gap && lsn > l.j.appliedLSN() {
 		return nil, nil
 	}
 	in := r.Txn
@@ -317,7 +317,7 @@ var kindNames = map[record.Kind]string{
 	record.SetAttr: "setattr", record.Truncate: "truncate", record.Write: "write", record.Allocate: "allocate", record.Data: "data",
 	record.Synced: "synced", record.Local: "local", record.Adopt: "adopt", record.Result: "result", record.Cancel: "cancel",
 	record.Commit: "commit", record.Label: "label", record.IDs: "ids", record.Boot: "boot", record.Client: "client",
-	record.Session: "session", record.Checkpoint: "checkpoint",
+	record.Session: "session", record.Checkpoint: "checkpoint", record.Gap: "gap",
 }
 
 func kindName(r *record.Record) string {
@@ -339,7 +339,16 @@ func kindName(r *record.Record) string {
 
 // detail says what else there is to know of a record.
 func detail(r *record.Record) string {
+	if r.Flag&record.FlagGap != 0 {
+		return "while no server ran"
+	}
 	switch r.Kind {
+	case record.Gap:
+		return "no server ran since " + r.OldMtime.String()
+	case record.Local:
+		if !r.HasNew {
+			return "attributes"
+		}
 	case record.Label, record.Client, record.SetXattr:
 		return r.Name
 	case record.Begin:

@@ -41,8 +41,10 @@ type Options struct {
 	Grace           time.Duration     // after the start, how long sessions may take to come back before removed files that they had open may go; 0: 10 minutes
 	Now             func() proto.Time // nil: the system's clock
 	Log             zerolog.Logger
-	// Changed is called after each applied change, in order, from the commit
-	// loop: it must not block or call back.
+	Machine         string // names the run of the machine, from its start to its end; "": not known
+	Told            bool   // Notice is told of everything: a directory that a reader finds changed need not be compared
+	// Changed is called after each applied change, those of clients in order, from
+	// any goroutine: it must not block or call back.
 	Changed func(Applied)
 }
 
@@ -55,6 +57,7 @@ type Applied struct {
 	NewDir  proto.FileID // renames
 	NewName string
 	Data    bool // content or size of ID changed
+	Made    bool // a process of the server just made ID: nobody has asked for it yet
 	Session proto.SessionID
 }
 

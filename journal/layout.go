@@ -138,12 +138,13 @@ type contents struct {
 	atime   map[proto.FileID]bool          // attrs' Atime counts
 	mtime   map[proto.FileID]bool
 	xattrs  map[proto.FileID]map[string]*record.Record
+	newest  map[proto.FileID]proto.LSN // record of a client
 }
 
 // gather goes through the records for contents and attributes.
 func (r *recovery) gather() (*contents, error) {
 	c := &contents{layouts: map[proto.FileID]*layout{}, attrs: map[proto.FileID]*record.Attrs{},
-		atime: map[proto.FileID]bool{}, mtime: map[proto.FileID]bool{}, xattrs: map[proto.FileID]map[string]*record.Record{}}
+		atime: map[proto.FileID]bool{}, mtime: map[proto.FileID]bool{}, xattrs: map[proto.FileID]map[string]*record.Record{}, newest: map[proto.FileID]proto.LSN{}}
 	attrs := func(id proto.FileID) *record.Attrs {
 		if c.attrs[id] == nil {
 			c.attrs[id] = &record.Attrs{}
@@ -152,12 +153,25 @@ func (r *recovery) gather() (*contents, error) {
 	}
 	var rec *record.Record
 	mtime := func(id proto.FileID, t proto.Time) {
-		if rec.Flag&record.FlagRecovered == 0 { // an earlier recovery has left the times as they were
+		if rec.Flag&record.FlagRecovered == 0 && !(local(rec) && id == rec.Dir) { // an earlier recovery has left the times as they were
 			attrs(id).Mtime, c.mtime[id] = t, true
 		}
 	}
 	err := r.replay(func(now *record.Record) {
 		rec = now
+		switch {
+		case rec.Kind == record.Local && r.sameRun && c.newest[rec.ID] <= rec.Upto:
+			c.forget(rec.ID) // what was applied before is there, and what the process did to it
+		case !local(rec):
+			c.newest[rec.ID] = rec.LSN
+		}
+		if rec.Flag&record.FlagLocal != 0 {
+			delete(c.mtime, rec.Dir) // the process gave them other times
+			delete(c.mtime, rec.NewDir)
+			if r.made[rec.ID] != rec.LSN {
+				return
+			}
+		}
 		switch rec.Kind {
 		case record.Make:
 			*attrs(rec.ID) = rec.New
@@ -209,6 +223,7 @@ func (r *recovery) restoreContents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.leaveChanged(c)
 	t := r.j.tree
 	for _, id := range sortedIDs(c.layouts) {
 		if err := ctx.Err(); err != nil {

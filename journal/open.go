@@ -76,6 +76,8 @@ type core struct {
 	}
 	written int64 // log bytes committed since the start
 
+	local localState
+
 	wake     chan struct{}
 	stop     chan struct{}
 	loopDone chan struct{}
@@ -100,6 +102,7 @@ func open(ctx context.Context, o Options) (*Journal, *Report, error) {
 		sessions: map[proto.SessionID]*session{}, lost: lost{}, clients: map[uint32]string{}, clientNo: map[string]uint32{},
 		holds: holds{files: map[proto.FileID]int{}, absent: map[proto.SessionID]struct{}{}}, inlineCut: maxInlineCut,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), loopDone: make(chan struct{}),
+		local: newLocalState(),
 	}}
 	j.queueCond = sync.NewCond(&j.queueMu)
 	report, err := j.start(ctx)
@@ -110,8 +113,15 @@ func open(ctx context.Context, o Options) (*Journal, *Report, error) {
 	j.awaitSessions()
 	if o.ReadOnly {
 		close(j.loopDone)
+		close(j.local.done)
 	} else {
 		go j.commitLoop()
+		live, stop := context.WithCancel(context.WithoutCancel(ctx))
+		go func() {
+			<-j.stop
+			stop()
+		}()
+		go j.localLoop(live)
 	}
 	return j, report, nil
 }
@@ -324,6 +334,7 @@ func (j *Journal) close() (err error) {
 		j.queueCond.Broadcast()
 		j.queueMu.Unlock()
 		close(j.stop)
+		<-j.local.done
 		<-j.loopDone
 		if !j.opts.ReadOnly && j.failedErr() == nil {
 			err = j.checkpoint(true)

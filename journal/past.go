@@ -132,13 +132,13 @@ func (p *Past) file(id proto.FileID) (*fileBefore, error) {
 	list := p.pick(p.j.hist.data(id, p.lsn))
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	b := &fileBefore{}
+	b := &fileBefore{id: id}
 	if old := p.files[id]; old != nil {
 		*b = *old
 	}
 	part, ok := b.read.rest(list)
 	if !ok {
-		b = &fileBefore{}
+		b = &fileBefore{id: id}
 		part, _ = b.read.rest(list)
 	}
 	if len(part) == 0 {
@@ -205,6 +205,9 @@ func (p *Past) attrThen(id proto.FileID) (proto.Attr, error) {
 		return proto.Attr{}, stale(id)
 	}
 	_, info, err := p.j.tree.stat(id)
+	if err != nil && p.j.Gone(id) {
+		return proto.Attr{}, errNotKept(id)
+	}
 	if err != nil {
 		return proto.Attr{}, err
 	}
@@ -236,6 +239,13 @@ func (p *Past) attrOf(id proto.FileID, info vfs.Info) (proto.Attr, error) {
 	}
 	if b.has&hasMtime != 0 {
 		a.Mtime = b.attrs.Mtime
+	}
+	if b.gap && !b.sized {
+		size, err := p.sizeLeft(id)
+		if err != nil {
+			return a, err
+		}
+		a.Size, a.Blocks = size, (size+511)/512
 	}
 	if b.sized {
 		a.Size, a.Blocks = b.size, (b.size+511)/512
@@ -445,6 +455,9 @@ func (p *Past) ReadDir(dir proto.FileID, after uint64, plus bool, f func(proto.D
 				a, err := p.lookupThen(dir, name)
 				if c := status.Of(err); c == status.NotFound || c == status.Stale {
 					continue // taken away by a process of the server
+				} else if c == status.Gap { // its name is all that is known
+					entries = append(entries, e)
+					continue
 				}
 				if err != nil {
 					return err

@@ -44,8 +44,15 @@ func (p *Past) readThen(id proto.FileID, b []byte, off int64) (int, error) {
 		return 0, err
 	}
 	size := info.Size
-	if f.sized {
+	switch {
+	case f.sized:
 		size = int64(f.size)
+	case f.gap:
+		left, err := p.sizeLeft(id)
+		if err != nil {
+			return 0, err
+		}
+		size = int64(left)
 	}
 	if off >= size {
 		return 0, io.EOF
@@ -78,6 +85,9 @@ func (p *Past) fill(f *fileBefore, live vfs.File, b []byte, off int64) error {
 			i++
 		}
 		if pos < r.from {
+			if f.gap {
+				return errNotKept(f.id)
+			}
 			if _, err := live.ReadAt(b[pos-off:r.from-off], pos); err != nil && err != io.EOF {
 				return err
 			}

@@ -109,6 +109,10 @@ func (p *Past) Touched(id proto.FileID) (out []Range, err error) {
 		if err != nil {
 			return err
 		}
+		if f.gap { // nobody knows
+			out = []Range{{0, 1 << 62}}
+			return nil
+		}
 		for _, r := range f.ranges {
 			if n := len(out); n > 0 && out[n-1].To == r.from {
 				out[n-1].To = r.to

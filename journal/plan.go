@@ -104,8 +104,26 @@ func (j *Journal) child(pa *parent, name string) (vfs.Info, proto.FileID, error)
 	if err != nil {
 		return info, 0, err
 	}
-	id, err := j.identify(place{pa.attr.ID, name}, info)
+	at := place{pa.attr.ID, name}
+	id, err := j.identify(at, info)
+	if err == nil && j.tree.isCorrected(at) {
+		err = j.explainLocked(at)
+	}
 	return info, id, err
+}
+
+// vacantLocked checks that a name leads to nothing, and that no record says
+// otherwise: a process of the server may have taken it.
+func (j *Journal) vacantLocked(pa *parent, name string) error {
+	if _, err := pa.dir.Stat(name); err == nil {
+		return status.Exists
+	} else if !errors.Is(err, syscall.ENOENT) {
+		return err
+	}
+	if at := (place{pa.attr.ID, name}); j.tree.recorded(at) != 0 {
+		return j.explainLocked(append(j.tree.corrected(), at)...)
+	}
+	return nil
 }
 
 func (j *Journal) planMake(p *pending, op *proto.Make) error {
@@ -121,9 +139,7 @@ func (j *Journal) planMake(p *pending, op *proto.Make) error {
 	}
 	defer pa.release()
 	if op.Name != "" {
-		if _, err := pa.dir.Stat(op.Name); err == nil {
-			return status.Exists
-		} else if !errors.Is(err, syscall.ENOENT) {
+		if err := j.vacantLocked(pa, op.Name); err != nil {
 			return err
 		}
 	}
@@ -268,9 +284,7 @@ func (j *Journal) planLink(p *pending, op *proto.Link) error {
 	if len(n.names) == 0 && !nameless {
 		return status.NotFound
 	}
-	if _, err := pa.dir.Stat(op.Name); err == nil {
-		return status.Exists
-	} else if !errors.Is(err, syscall.ENOENT) {
+	if err := j.vacantLocked(pa, op.Name); err != nil {
 		return err
 	}
 	if err := j.mayLocked(&pa.attr, &p.sub.Ident, MayWrite|MayExec); err != nil {
@@ -383,6 +397,9 @@ func (j *Journal) planRename(p *pending, op *proto.Rename) error {
 	case errors.Is(err, syscall.ENOENT):
 		if op.Flags&proto.RenameExchange != 0 {
 			return status.NotFound
+		}
+		if err := j.vacantLocked(to, op.NewName); err != nil {
+			return err
 		}
 		if err := j.mayLocked(&to.attr, who, MayWrite|MayExec); err != nil {
 			return err

@@ -87,25 +87,6 @@ func (j *Journal) attrOf(id proto.FileID, info vfs.Info) proto.Attr {
 	return a
 }
 
-// noticeLocal notes that an inode's ctime is not the one its last record left.
-// The first look at a file after its adoption explains itself.
-func (j *Journal) noticeLocal(n *node, info vfs.Info) proto.LSN {
-	if n.ctime == 0 {
-		j.tree.seen(n.id, info.Ctime, n.change)
-		return n.change
-	}
-	if j.opts.ReadOnly {
-		return n.change
-	}
-	r := &record.Record{Kind: record.Local, ID: n.id}
-	if err := j.log.Append(r); err != nil {
-		return n.change // the log is full or failed: changes are refused, reading goes on
-	}
-	j.hist.add(r)
-	j.tree.seen(n.id, info.Ctime, r.LSN)
-	return r.LSN
-}
-
 // identify returns the number of the inode under a name, giving it one if it has none.
 func (j *Journal) identify(at place, info vfs.Info) (proto.FileID, error) {
 	if id, ok := j.tree.find(at, info.Ident); ok {

@@ -31,6 +31,12 @@ type recovery struct {
 	parked map[vfs.Ident][]string           // names in the stage of inodes taken from wrong places
 	staged map[place]bool                   // names that were in the stage at the start
 	number int                              // of the next parked name
+	found  map[proto.FileID]proto.LSN       // Make records of what processes of the server made
+	placed map[proto.FileID]bool            // files that recovery moved, and directories in which it did
+
+	machine  string     // on which the newest start was
+	sameRun  bool       // it is this one, and has not been down since
+	lastTime proto.Time // of the newest record, 0 if there is none
 }
 
 // The journal's own directories, as directories of places. They have no file numbers.
@@ -44,7 +50,7 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 	r := &recovery{j: j, ck: ck, report: &Report{}, dead: map[proto.LSN]bool{}, made: map[proto.FileID]proto.LSN{},
 		places: map[vfs.Ident]map[place]bool{}, want: map[vfs.Ident]map[place]bool{}, owner: map[vfs.Ident]proto.FileID{},
 		moved: map[proto.FileID]bool{}, dirs: map[proto.FileID]map[string]bool{}, opened: map[proto.FileID]vfs.Dir{},
-		parked: map[vfs.Ident][]string{}}
+		parked: map[vfs.Ident][]string{}, found: map[proto.FileID]proto.LSN{}, placed: map[proto.FileID]bool{}}
 	defer r.closeDirs()
 	r.loadState()
 	if err := r.readLog(); err != nil {
@@ -66,6 +72,9 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 		}
 		j.applied = j.log.Durable()
 		return r.report, nil
+	}
+	if err := r.lastRun(); err != nil {
+		return nil, err
 	}
 	if err := r.restoreTree(ctx); err != nil {
 		return nil, status.Wrap(err, "recover", "")
@@ -118,6 +127,8 @@ func (r *recovery) readLog() error {
 			r.state(rec)
 		}
 		switch rec.Kind {
+		case record.Boot:
+			r.machine = string(rec.Value)
 		case record.Prune:
 			j.horizon.Store(uint64(rec.Upto))
 		case record.Cancel:
@@ -129,8 +140,11 @@ func (r *recovery) readLog() error {
 		return err
 	}
 	return r.replay(func(rec *record.Record) {
+		if local(rec) {
+			return
+		}
 		switch rec.Kind {
-		case record.Adopt, record.Local, record.Checkpoint, record.Boot, record.IDs, record.Client, record.Session:
+		case record.Adopt, record.Gap, record.Checkpoint, record.Boot, record.IDs, record.Client, record.Session:
 		default:
 			r.report.Replayed++
 		}
@@ -228,7 +242,8 @@ func (r *recovery) restoreTree(ctx context.Context) error {
 func (r *recovery) finish() error {
 	j := r.j
 	j.applied = j.log.Last()
-	boot := &record.Record{Kind: record.Boot, Count: uint64(j.boot)}
+	r.beginGap()
+	boot := &record.Record{Kind: record.Boot, Count: uint64(j.boot), Value: []byte(j.opts.Machine)}
 	if err := j.log.Append(boot); err != nil {
 		return err
 	}
@@ -268,6 +283,11 @@ func (r *recovery) collect() error {
 		}
 	}
 	err := r.replay(func(rec *record.Record) {
+		if local(rec) {
+			r.collectLocal(rec, touch)
+			return
+		}
+		r.adoptLocal(rec, touch)
 		switch rec.Kind {
 		case record.Adopt:
 			if rec.Flag&record.FlagRecovered == 0 {
@@ -310,6 +330,9 @@ func (r *recovery) collect() error {
 		}
 		for _, g := range n.graves {
 			w[place{graveDir, graveName(g)}] = true
+		}
+		if len(w) == 0 { // a process of the server removed it
+			continue
 		}
 		r.want[n.ident], r.owner[n.ident] = w, id
 	}

@@ -141,6 +141,12 @@ func (r *recovery) clearWrong() error {
 				r.parked[ident] = append(r.parked[ident], p.name)
 				continue
 			}
+			if info, err := r.opened[p.dir].Stat(p.name); err == nil && p.dir != graveDir && r.changedSince(info) { // it was moved here since
+				delete(r.want, ident)
+				delete(r.moved, r.owner[ident])
+				break
+			}
+			r.placed[p.dir], r.placed[r.owner[ident]] = true, true
 			name := r.parkName()
 			if err := r.opened[p.dir].Rename(p.name, r.j.tree.stage, name, vfs.RenameNoReplace); err != nil {
 				return err
@@ -244,12 +250,16 @@ func (r *recovery) fillPlace(ident vfs.Ident, p place) error {
 		return r.orphan(ident, p)
 	}
 	if info, err := d.Stat(p.name); err == nil {
+		if r.sameRun { // it came there since, and stays
+			return r.orphan(ident, p)
+		}
 		if err := r.bury(p, info); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, syscall.ENOENT) {
 		return err
 	}
+	r.placed[p.dir], r.placed[r.owner[ident]] = true, true
 	if names := r.parked[ident]; len(names) > 0 {
 		r.parked[ident] = names[1:]
 		if err := r.j.tree.stage.Rename(names[0], d, p.name, vfs.RenameNoReplace); err != nil {
@@ -281,7 +291,7 @@ func (r *recovery) orphan(ident vfs.Ident, p place) error {
 		return err
 	}
 	path, _ := j.tree.path(id)
-	r.report.Strangers = append(r.report.Strangers, path+" (its directory is gone)")
+	r.report.Strangers = append(r.report.Strangers, path+" (its place is gone)")
 	j.tree.apply(rec)
 	j.hist.add(rec)
 	if names := r.parked[ident]; len(names) > 0 {
@@ -341,7 +351,7 @@ func (r *recovery) remakeMissing() error {
 			continue
 		}
 		id := r.owner[ident]
-		if r.made[id] == 0 { // a process of the server removed it
+		if r.made[id] == 0 || r.sameRun { // a process of the server removed it
 			delete(r.want, ident)
 			r.vanished(id)
 			continue

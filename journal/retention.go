@@ -31,8 +31,12 @@ func (j *Journal) oldest() proto.LSN {
 // in graves that a session holds open, see hold.go.
 func (j *Journal) prune(needed proto.LSN) error {
 	var graves []proto.LSN // ascending; nil: not looked at
+	gave := false
 	for {
 		full, err := j.overfull()
+		if err == nil && !full && gave { // files that processes of the server removed
+			return j.tree.forgetGone(j.oldest())
+		}
 		if err != nil || !full {
 			return err
 		}
@@ -49,7 +53,7 @@ func (j *Journal) prune(needed proto.LSN) error {
 		if err := j.giveUp(upto, graves[:i]); err != nil {
 			return err
 		}
-		graves = graves[i:]
+		graves, gave = graves[i:], true
 	}
 }
 

@@ -106,8 +106,11 @@ func (p *Past) dataThen(id proto.FileID, f func(next nextData, size int64) error
 		}
 		return p.j.opened(id, func(live vfs.File, info vfs.Info) error {
 			size := info.Size
-			if b.sized {
+			switch {
+			case b.sized:
 				size = int64(b.size)
+			case b.gap:
+				return errNotKept(id)
 			}
 			next := func(off int64) (int64, int64, bool, error) { return p.nextThen(b, live, off, size) }
 			return f(next, size)

@@ -223,5 +223,8 @@ func (j *Journal) setClient(n uint32, name string) {
 func (j *Journal) ClientName(n uint32) string {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
+	if n == record.LocalClient {
+		return LocalClient
+	}
 	return j.clients[n]
 }

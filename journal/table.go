@@ -53,16 +53,17 @@ type table struct {
 	failed atomic.Pointer[error]
 
 	mu      sync.RWMutex
-	dirty   *changes   // since the newest run, or frozen; guarded by mu
-	frozen  *changes   // on its way to disk, not changed any more; nil: none; guarded by mu
-	full    bool       // there was no space for frozen; guarded by mu
-	stopped bool       // guarded by mu
-	wake    *sync.Cond // of mu: any of these has changed
+	dirty   *changes               // since the newest run, or frozen; guarded by mu
+	found   map[place]proto.FileID // names that readers corrected and no record explains yet: what records left there, 0 for nothing; guarded by mu
+	frozen  *changes               // on its way to disk, not changed any more; nil: none; guarded by mu
+	full    bool                   // there was no space for frozen; guarded by mu
+	stopped bool                   // guarded by mu
+	wake    *sync.Cond             // of mu: any of these has changed
 	spiller sync.WaitGroup
 }
 
 func newTable() *table {
-	t := &table{dirty: newChanges()}
+	t := &table{dirty: newChanges(), found: map[place]proto.FileID{}}
 	t.wake = sync.NewCond(&t.mu)
 	return t
 }
@@ -142,6 +143,7 @@ func (t *table) find(at place, ident vfs.Ident) (proto.FileID, bool) {
 		if n := t.peekLocked(id); n != nil && n.ident == ident {
 			return id, true
 		}
+		t.correctingLocked(at)
 		t.unnameLocked(id, at)
 	}
 	id = t.inodeLocked(ident.Ino)
@@ -151,9 +153,11 @@ func (t *table) find(at place, ident vfs.Ident) (proto.FileID, bool) {
 	}
 	if n.typ == proto.ModeDir { // a directory has one name: it was moved
 		for _, p := range slices.Clone(n.names) {
+			t.correctingLocked(p)
 			t.unnameLocked(id, p)
 		}
 	}
+	t.correctingLocked(at)
 	t.nameLocked(id, at)
 	return id, true
 }
@@ -231,6 +235,9 @@ func (t *table) unname(id proto.FileID, at place) {
 	t.warm(id)
 	t.mu.Lock()
 	defer t.unlock()
+	if n := t.peekLocked(id); n != nil && slices.Contains(n.names, at) {
+		t.correctingLocked(at)
+	}
 	t.unnameLocked(id, at)
 }
 
@@ -348,6 +355,10 @@ func (t *table) apply(r *record.Record) {
 	defer t.unlock()
 	n := t.peekLocked(r.ID)
 	at := place{r.Dir, r.Name}
+	if len(t.found) > 0 && r.Kind != record.Adopt {
+		delete(t.found, at)
+		delete(t.found, place{r.NewDir, r.NewName})
+	}
 	switch r.Kind {
 	case record.Adopt, record.Make:
 		if n != nil && r.Flag&record.FlagRecovered != 0 { // recovery made it again
@@ -370,7 +381,9 @@ func (t *table) apply(r *record.Record) {
 	case record.Remove:
 		if n != nil {
 			t.unnameLocked(r.ID, at)
-			t.buryLocked(r.ID, r.LSN)
+			if r.Flag&record.FlagLocal == 0 { // what a process of the server took away nobody kept
+				t.buryLocked(r.ID, r.LSN)
+			}
 		}
 	case record.Restore:
 		if n != nil {
@@ -405,7 +418,9 @@ func (t *table) renameLocked(r *record.Record) {
 	case r.Flag&record.FlagExchange != 0:
 		t.nameLocked(r.Victim, from)
 	default:
-		t.buryLocked(r.Victim, r.LSN)
+		if r.Flag&record.FlagLocal == 0 {
+			t.buryLocked(r.Victim, r.LSN)
+		}
 	}
 }
 

@@ -29,7 +29,9 @@ func dumpTable(t testing.TB, x *table) string {
 		for _, p := range places {
 			require.Equal(t, n.id, x.kid(p), p)
 		}
-		require.Equal(t, n.id, x.holder(n.ident))
+		if len(places)+len(n.graves) > 0 { // an inode that a process of the server removed may have been used again
+			require.Equal(t, n.id, x.holder(n.ident))
+		}
 		names, graves = names+len(n.names), graves+len(n.graves)
 		return true
 	}))

@@ -56,6 +56,13 @@ func (j *Journal) Transact(ctx context.Context, s *Submission, kind, args string
 		}
 	}
 	if !dry {
+		if err := j.explainLocked(j.tree.corrected()...); err != nil {
+			return proto.Result{}, err
+		}
+		if err := j.log.Commit(); err != nil { // what it explained belongs to the past that f looks at
+			j.fail(err)
+			return proto.Result{}, j.failedErr()
+		}
 		if err := j.settleLocked(); err != nil {
 			return proto.Result{}, err
 		}
@@ -66,6 +73,9 @@ func (j *Journal) Transact(ctx context.Context, s *Submission, kind, args string
 	err := f(tx)
 	if err == nil {
 		err = tx.err
+	}
+	if at := j.tree.corrected(); err == nil && !dry && len(at) > 0 { // the plan stands on names that no record explains
+		err = status.Newf(status.Busy, "", at[0].name, "a process of the server has just changed it: try again")
 	}
 	if err != nil || dry || len(tx.recs) == 1 {
 		j.unstage(tx.recs)

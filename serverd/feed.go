@@ -50,7 +50,7 @@ func (f *Feed) unsubscribe(q *outq) {
 // changesOf tells a change file by file, as the wire does.
 func changesOf(a journal.Applied) []wire.Changed {
 	out := make([]wire.Changed, 0, 3)
-	if a.ID != 0 {
+	if a.ID != 0 && !a.Made {
 		out = append(out, wire.Changed{ID: a.ID, Change: a.LSN, Data: a.Data})
 	}
 	if a.Dir != 0 {

@@ -53,15 +53,20 @@ func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
 		return err
 	}
 	feed := NewFeed()
-	o.HistoryCap, o.TableCache, o.Log, o.Changed = s.HistoryCap, s.TableCache, log.With().Str("export", s.Name).Logger(), feed.Publish
+	log = log.With().Str("export", s.Name).Logger()
+	local := watchLocal(s.Dir, log)
+	o.HistoryCap, o.TableCache, o.Log, o.Changed = s.HistoryCap, s.TableCache, log, feed.Publish
+	o.Told, o.Machine = local.complete(), vfs.MachineRun()
 	j, report, err := journal.Open(ctx, o)
 	if err != nil {
+		local.close()
 		closeDisk()
 		return err
 	}
+	local.begin(j)
 	x.close = append(x.close, closeDisk)
 	x.Reports = append(x.Reports, report)
-	x.List = append(x.List, Export{Name: s.Name, Dir: s.Dir, ReadOnly: s.ReadOnly, Journal: j, Feed: feed})
+	x.List = append(x.List, Export{Name: s.Name, Dir: s.Dir, ReadOnly: s.ReadOnly, Journal: j, Feed: feed, Local: local})
 	return nil
 }
 
@@ -82,6 +87,7 @@ func locate(s Spec) (journal.Options, func() error, error) {
 func (x *Exports) Close() error {
 	var errs []error
 	for i, e := range x.List {
+		e.Local.close()
 		if err := e.Journal.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("close export %s: %w", e.Name, err))
 		}

@@ -45,6 +45,7 @@ type Export struct {
 	ReadOnly bool
 	Journal  *journal.Journal
 	Feed     *Feed
+	Local    *Local // nil: nobody watches
 }
 
 // export is an Export being served.

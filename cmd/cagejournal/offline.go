@@ -13,6 +13,7 @@ import (
 
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/journal/replay"
+	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -38,6 +39,7 @@ func openHistory(ctx context.Context, dir string, write bool) (*offline, error) 
 		return nil, status.Wrap(err, "", dir)
 	}
 	o.ReadOnly, o.Log = !write, zerolog.Nop()
+	o.Machine = vfs.MachineRun()
 	j, _, err := journal.Open(ctx, o)
 	if err != nil {
 		closeDisk()

@@ -11,6 +11,7 @@ import (
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/journal"
+	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/serverd"
 )
@@ -70,6 +71,7 @@ func recoverExport(ctx context.Context, dir string, log zerolog.Logger) (*journa
 		return nil, err
 	}
 	defer closeDisk()
+	o.Machine = vfs.MachineRun()
 	o.Log = log.With().Str("dir", dir).Logger()
 	j, report, err := journal.Open(ctx, o)
 	if err != nil {

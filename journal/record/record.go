@@ -18,7 +18,7 @@ const (
 	Data                       // bytes of ID that earlier records wrote without image, now in the log (an fsync of few bytes)
 	Synced                     // everything of ID that records up to Upto wrote is durable in the file
 	SetXattr                   // OldValue (HasOld) to Value (HasNew) of attribute Name
-	Local                      // ID was changed by a process of the server, seen now
+	Local                      // ID was changed by a process of the server, seen now: New and NewSize as found (Mode 0: not looked at), OldMtime the ctime before, HasNew: its content may be another; what changes up to Upto did was applied before
 	Adopt                      // the inode Inode under Dir/Name got the number ID; with FlagRecovered ID's inode is Inode now
 	Result                     // the operation failed with Status and changed nothing
 	Cancel                     // record Upto could not be applied (Status): it never happened
@@ -26,7 +26,7 @@ const (
 	Commit                     // the transaction that began at Txn is complete
 	Label                      // Name is this moment
 	IDs                        // file numbers below Upto may be in use from now on
-	Boot                       // the server started, for the Count-th time
+	Boot                       // the server started, for the Count-th time; Value names the run of its machine
 	Client                     // client number Count is Name
 	Session                    // a session of client number Client began (Count 1) or ended (Count 0); Value is its key's hash
 	Checkpoint                 // everything up to Upto is applied and durable in the tree
@@ -48,6 +48,10 @@ const (
 	FlagLocal                  // a process of the server did this; the record was made when it was found done
 	FlagGap                    // Local, or with FlagLocal: done while no server ran
 )
+
+// LocalClient is the client number of the server's own processes: no Client
+// record says so.
+const LocalClient = 1<<32 - 1
 
 // Inode is an inode's identity on the server's file system.
 type Inode struct {
@@ -142,7 +146,7 @@ type Record struct {
 	HasNew   bool
 	Value    []byte
 
-	Upto   proto.LSN // Synced, Cancel, Checkpoint; IDs: the file number
+	Upto   proto.LSN // Synced, Cancel, Checkpoint, Local; IDs: the file number
 	Count  uint64    // Write: the N of its operation's result
 	Status uint16
 

@@ -297,9 +297,17 @@ func (e *engine) grave(id proto.FileID) (g proto.LSN, ok bool, err error) {
 	}
 	a, err := e.j.Attr(id)
 	if err != nil || a.IsDir() {
-		return 0, false, status.Newf(status.NoHistory, "", "", "it is not kept any more")
+		return 0, false, e.notKept(id)
 	}
 	return 0, false, nil
+}
+
+// notKept is the error for a file that cannot come back.
+func (e *engine) notKept(id proto.FileID) error {
+	if e.j.Gone(id) {
+		return status.Newf(status.Gap, "", "", "a program on the server removed it, and nobody kept it")
+	}
+	return status.Newf(status.NoHistory, "", "", "it is not kept any more")
 }
 
 // placeCopy makes a file again that lives elsewhere now, or links what it has made.

@@ -77,6 +77,9 @@ func (c *chooser) add(lsn proto.LSN) error {
 	if r, err = c.j.Happened(lsn); err != nil {
 		return err
 	}
+	if r != nil && r.Kind == record.Local {
+		return status.Newf(status.Gap, "undo", lsnText(lsn), "a program on the server did this, and what was there before is not known")
+	}
 	if r == nil || !changes(r) || lsn > c.j.Last() {
 		return status.Newf(status.Invalid, "undo", lsnText(lsn), "this record changed nothing that could be taken back")
 	}

@@ -320,7 +320,7 @@ func (u *undo) checkSources() error {
 		}
 		a, err := u.j.Attr(id)
 		if err != nil {
-			return status.Newf(status.NoHistory, "", u.pathNow(p), "it is not kept any more")
+			return status.Wrap(u.notKept(id), "", u.pathNow(p))
 		}
 		if a.IsDir() && !leaving[id] && len(u.j.Graves(id)) == 0 && u.where(id) == inside {
 			u.step(proto.PlanStep{Action: "conflict", Path: u.pathNow(p), Detail: "is elsewhere now"})

@@ -335,3 +335,17 @@ func (m *Mem) infoLocked(id nodeID) Info {
 	}
 	return info
 }
+
+// Now is the time on the disk's clock.
+func (m *Mem) Now() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.clock
+}
+
+// Sleep lets the disk's clock go on.
+func (m *Mem) Sleep(nanoseconds int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clock += nanoseconds
+}

@@ -53,7 +53,8 @@ var allowed = map[string][]string{
 	"remote/simnet":        {},
 	"remote/status":        {},
 	"remote/wire":          {"remote/page"},
-	"serverd":              {"journal", "journal/replay", "journal/vfs", "remote/auth", "remote/page", "remote/wire"},
+	"serverd":              {"journal", "journal/replay", "journal/vfs", "remote/auth", "remote/page", "remote/wire", "serverd/watch"},
+	"serverd/watch":        {"journal/vfs"},
 	"journal":              {"journal/record", "journal/runs", "journal/vfs", "journal/wal"},
 	"journal/record":       {},
 	"journal/runs":         {"journal/vfs"},
@@ -79,6 +80,7 @@ var apart = []struct{ from, to, why string }{
 	{"pagecache", "remote", "the cache knows its Backing only, so that it can be tested without a wire"},
 	{"fusefs", "journal", "a mount reaches the journal through the wire only"},
 	{"serverd", "remote", "the client's half stays out of the server"},
+	{"serverd/watch", "journal", "watching knows places, not file numbers: what they mean is the journal's business"},
 	{"journal", "remote/wire", "the journal must not know the wire"},
 }
 

@@ -1,0 +1,255 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// local is a process of the server's machine that changes the export by itself:
+// a shell that lives as long as the test.
+type local struct {
+	t   testing.TB
+	in  io.WriteCloser
+	out *bufio.Reader
+	pid int
+}
+
+func startLocal(t testing.TB, dir string) *local {
+	cmd := exec.Command("bash")
+	cmd.Dir = dir
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	cmd.Stderr = os.Stderr
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		in.Close()
+		require.NoError(t, cmd.Wait())
+	})
+	return &local{t, in, bufio.NewReader(out), cmd.Process.Pid}
+}
+
+// do runs a line of shell and returns when it is done.
+func (l *local) do(format string, args ...any) {
+	l.t.Helper()
+	_, err := fmt.Fprintf(l.in, format+"; echo done $?\n", args...)
+	require.NoError(l.t, err)
+	line, err := l.out.ReadString('\n')
+	require.NoError(l.t, err)
+	require.Equal(l.t, "done 0\n", line, format, args)
+}
+
+// sooner waits until a condition holds and fails after a second.
+func sooner(t testing.TB, what string, ok func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !ok() {
+		if d := time.Since(began); d > time.Second {
+			t.Fatalf("not within a second: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// logEntry is what the log shows of a change.
+type logEntry struct {
+	LSN     uint64
+	Kind    string
+	Path    string
+	Client  string
+	PID     int
+	Command string
+	Detail  string
+}
+
+func (l *lab) history(dir string) (out []logEntry) {
+	l.t.Helper()
+	for line := range strings.Lines(l.run("cagejournal", "log", "--json", dir)) {
+		var e logEntry
+		require.NoError(l.t, json.Unmarshal([]byte(line), &e), line)
+		out = append(out, e)
+	}
+	return out
+}
+
+func content(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// TestLocalChanges: what processes of the server write, append, rename and remove
+// is seen by a mount within a second each, while the mount writes and renames in
+// the same directory; nothing is lost or undone, and the log says who did it.
+func TestLocalChanges(t *testing.T) {
+	l := newLab(t, "")
+	export := l.mkdir("export")
+	s := l.newServer(export)
+	s.start()
+	m := l.mount(s)
+	sh := startLocal(t, export)
+	rounds := 25 // of four changes
+	if accept {
+		rounds = 250
+	}
+	require.NoError(t, os.Mkdir(filepath.Join(m, "d"), 0o755))
+	sh.do("printf start > d/log")
+	sooner(t, "the first file", func() bool { return content(m+"/d/log") == "start" })
+	follow := startTail(t, m+"/d/log")
+
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- busyMount(m+"/d", stop) }()
+	var slowest time.Duration
+	log := "start"
+	for i := range rounds {
+		f := fmt.Sprintf("d/f%d", i)
+		see := func(what string, ok func() bool) { slowest = max(slowest, sooner(t, what+" "+f, ok)) }
+		sh.do("printf %d > %s", i, f)
+		see("write", func() bool { return content(filepath.Join(m, f)) == fmt.Sprint(i) })
+		sh.do("printf ' line %d' >> d/log", i)
+		log += fmt.Sprintf(" line %d", i)
+		see("append", func() bool { return content(m+"/d/log") == log })
+		sh.do("mv %s d/g%d", f, i)
+		see("rename", func() bool {
+			return content(fmt.Sprintf("%s/d/g%d", m, i)) == fmt.Sprint(i) && !exists(filepath.Join(m, f))
+		})
+		if i%2 == 0 {
+			sh.do("rm d/g%d", i)
+			see("remove", func() bool { return !exists(fmt.Sprintf("%s/d/g%d", m, i)) })
+		}
+	}
+	close(stop)
+	require.NoError(t, <-ended)
+	t.Logf("%d changes, the slowest was seen after %v", rounds*7/2, slowest)
+	follow.wait(log)
+	l.run("cagefs", "sync", m)
+	for i := 1; i < rounds; i += 2 {
+		require.Equal(t, fmt.Sprint(i), content(fmt.Sprintf("%s/d/g%d", export, i)))
+	}
+	require.Equal(t, log, content(export+"/d/log"))
+	require.Equal(t, content(m+"/d/mine"), content(export+"/d/mine"))
+
+	if os.Getuid() != 0 {
+		return
+	}
+	did := map[string]map[string]bool{} // by command: kind and path
+	for _, e := range l.history(m) {
+		if e.Client == "local" && e.PID != 0 {
+			if did[e.Command] == nil {
+				did[e.Command] = map[string]bool{}
+			}
+			did[e.Command][e.Kind+" "+e.Path] = true
+		}
+	}
+	for i := range rounds {
+		require.Contains(t, did["bash"], fmt.Sprintf("make d/f%d", i))
+	}
+	require.Contains(t, did["bash"], "local d/log")
+	known := 0                       // a process that lives for a millisecond may be gone before it can be looked at
+	for i := 1; i < rounds; i += 2 { // of the others the removal may have come in the same moment
+		f := fmt.Sprintf("rename d/f%d", i)
+		if did["mv"][f] {
+			known++
+		} else {
+			require.Contains(t, did[""], f, "at least its number")
+		}
+	}
+	t.Logf("%d of %d mv were caught alive", known, rounds/2)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// busyMount writes and renames in a mounted directory until stop is closed.
+func busyMount(dir string, stop chan struct{}) error {
+	f, err := os.Create(dir + "/mine")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return f.Sync()
+		default:
+		}
+		line := fmt.Sprintf("mine %d\n", i)
+		if _, err := f.WriteString(line); err != nil {
+			return err
+		}
+		a, b := fmt.Sprintf("%s/m%d", dir, i%7), fmt.Sprintf("%s/n%d", dir, i%5)
+		if err := os.WriteFile(a, []byte(line), 0o644); err != nil {
+			return err
+		}
+		if err := os.Rename(a, b); err != nil {
+			return err
+		}
+		if got := content(b); got != line {
+			return fmt.Errorf("%s has %q, not %q", b, got, line)
+		}
+		time.Sleep(3 * time.Millisecond) // a program, not a storm
+	}
+}
+
+// tailer is `tail -f` on a file.
+type tailer struct {
+	t   testing.TB
+	out chan string
+}
+
+func startTail(t testing.TB, path string) *tailer {
+	cmd := exec.Command("tail", "-c", "+1", "-f", path)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	f := &tailer{t, make(chan string, 1024)}
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := out.Read(buf)
+			if err != nil {
+				close(f.out)
+				return
+			}
+			f.out <- string(buf[:n])
+		}
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	})
+	return f
+}
+
+// wait waits until tail has printed all of a text; tail itself looks once a second.
+func (f *tailer) wait(want string) {
+	f.t.Helper()
+	got, late := "", time.After(5*time.Second)
+	for got != want {
+		select {
+		case s := <-f.out:
+			got += s
+			require.True(f.t, strings.HasPrefix(want, got), "tail printed %q", got)
+		case <-late:
+			f.t.Fatalf("tail -f printed %q, not %q", got, want)
+		}
+	}
+}

@@ -1,0 +1,411 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// Processes of the server change the export as they like. What they did is
+// recorded when it is noticed, as changes of the client "local", and is done
+// then: such a record moves the table, enters the index, and is announced, but
+// touches no disk. Notice is told what somebody saw; a file whose ctime no record
+// explains is noticed by whoever looks at it; names that a reader found changed,
+// and directories that it found changed, are compared by localLoop.
+//
+// A record of a name is made by a planner: under planMu, and not while a record of
+// the same name is still to be applied, so that in the order of the log each name is
+// what the disk had. docs/journal.md says what the past knows of such changes.
+
+// LocalClient is the name of the client that processes of the server are.
+const LocalClient = "local"
+
+// Process is who made a change, as far as it could be told; zero is nobody known.
+type Process struct {
+	PID, PGID, UID, GID uint32
+	Comm                string
+}
+
+// LocalWhat says what was seen of a name.
+type LocalWhat uint8
+
+// What was seen.
+const (
+	LocalIn      LocalWhat = 1 << iota // the name was given: made, linked, moved here
+	LocalOut                           // the name was taken: removed, moved away
+	LocalGone                          // with LocalOut: and the file has no other name in the export
+	LocalContent                       // content or size of what is under the name changed
+	LocalAttr                          // its attributes or extended attributes changed
+	LocalSure                          // another process did it; otherwise it may have been this one
+)
+
+// LocalPlace is a name in a directory that is known by its inode.
+type LocalPlace struct {
+	Dir  vfs.Ident
+	Path string // of the directory below the export, when it was seen: for one that has no number yet
+	Name string // "": the directory itself
+}
+
+// LocalEvent is what somebody saw happen in the export. It need not be true any
+// more: the disk is looked at.
+type LocalEvent struct {
+	LocalPlace
+	From *LocalPlace // where it was, of a name that was given by a rename; nil: not known
+	What LocalWhat
+	By   Process
+
+	parts []LocalEvent // of several that were merged; nil: it is one
+}
+
+// by returns who did the last of these things.
+func (e *LocalEvent) by(what LocalWhat) Process {
+	for _, p := range slices.Backward(e.parts) {
+		if p.What&what != 0 {
+			return p.By
+		}
+	}
+	return e.By
+}
+
+// merge adds a later event at the same place.
+func (e *LocalEvent) merge(o LocalEvent) {
+	if e.parts == nil {
+		e.parts = []LocalEvent{*e}
+	}
+	e.parts = append(e.parts, o)
+	e.What |= o.What
+	e.By = o.By
+	if o.From != nil {
+		e.From = o.From
+	}
+}
+
+// Notice compares the places of events with what the journal knows and records
+// the differences as changes of processes of the server. All that happened until
+// now should be in one call: what has left a name is looked for under the others.
+// It waits for changes of clients to the same names. Errors: those of the log,
+// status.Draining; then what was not noticed is when somebody looks.
+func (j *Journal) Notice(ctx context.Context, events []LocalEvent) error {
+	return j.notice(ctx, events)
+}
+
+// Rescan compares everything that the journal knows with the disk: events since a
+// time may have been missed, so that a file changed since then counts as changed by a
+// process of the server, and is only known to be so with one that no record explains.
+// It works beside changes and reads; it returns when it is done.
+func (j *Journal) Rescan(ctx context.Context, since proto.Time) error {
+	return j.rescan(ctx, since)
+}
+
+// localState is what localLoop has to do, and what it did.
+type localState struct {
+	done chan struct{} // closed when localLoop has ended
+
+	mu       sync.Mutex             // a leaf
+	suspects map[proto.FileID]int64 // directories to be compared, with the ctime that was known of them; guarded by mu
+	missed   bool                   // they were too many: everything is to be compared; guarded by mu
+
+	newest     proto.LSN            // newest record of what they did; guarded by queueMu
+	replanning bool                 // a change whose turn it is is planned anew; guarded by planMu
+	left       leftNames            // guarded by planMu
+	early      map[place]LocalEvent // names given according to the last events, and taken by what the next will tell; guarded by planMu
+	gap        gapState
+}
+
+// leftNames are names that records of processes of the server took away lately: an
+// event that comes after somebody else noticed tells nothing new. Its zero value is empty.
+type leftNames map[place]struct{}
+
+// Bounds of what is remembered of events.
+const (
+	maxLeftNames = 4096
+	maxEarly     = 4096
+)
+
+func (l *leftNames) add(at place) {
+	if *l == nil || len(*l) >= maxLeftNames {
+		*l = leftNames{}
+	}
+	(*l)[at] = struct{}{}
+}
+
+// take reports, once, whether a name is among them.
+func (l leftNames) take(at place) bool {
+	_, ok := l[at]
+	delete(l, at)
+	return ok
+}
+
+// maxLocalDirs bounds the directories that wait to be compared.
+const maxLocalDirs = 4096
+
+func newLocalState() localState {
+	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}}
+}
+
+// suspect asks for a directory to be compared. It does not block.
+func (j *Journal) suspect(n *node) {
+	l := &j.local
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.suspects[n.id]; ok {
+		return
+	}
+	if len(l.suspects) < maxLocalDirs {
+		l.suspects[n.id] = n.ctime
+	} else {
+		l.missed = true
+	}
+}
+
+// localTick is how often what readers found changed is compared, when it was found
+// before the last time: somebody may be about to tell who did it. Comparing takes
+// at most a fifth of the time.
+const localTick = 250 * time.Millisecond
+
+// localLoop compares what readers found changed, until the journal is closed.
+func (j *Journal) localLoop(ctx context.Context) {
+	defer close(j.local.done)
+	tick := time.NewTicker(localTick)
+	defer tick.Stop()
+	if err := j.sinceLastRun(ctx); err != nil {
+		j.localFailed(err)
+	}
+	var older found
+	for {
+		select {
+		case <-j.stop:
+			return
+		case <-tick.C:
+		}
+		began := time.Now()
+		newer := j.takeFound()
+		if err := j.newCompare().found(ctx, older); err != nil {
+			j.localFailed(err)
+		}
+		older = newer
+		tick.Reset(max(localTick, 4*time.Since(began)))
+	}
+}
+
+func (j *Journal) localFailed(err error) {
+	switch {
+	case status.Of(err) == status.Draining, errors.Is(err, context.Canceled), j.failedErr() != nil:
+	default:
+		j.opts.Log.Warn().Err(err).Msg("changes by processes of the server could not be recorded")
+	}
+}
+
+// found is what readers found changed.
+type found struct {
+	names  []place
+	dirs   map[proto.FileID]int64
+	missed bool
+}
+
+func (j *Journal) takeFound() found {
+	l := &j.local
+	f := found{names: j.tree.corrected()}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.dirs, f.missed = l.suspects, l.missed
+	l.suspects, l.missed = map[proto.FileID]int64{}, false
+	return f
+}
+
+// found compares what readers found changed.
+func (c *compare) found(ctx context.Context, f found) error {
+	if f.missed {
+		return c.all(ctx, 0, 0)
+	}
+	for _, at := range f.names {
+		if err := c.name(ctx, at, LocalEvent{}); err != nil {
+			return err
+		}
+	}
+	for dir, ctime := range f.dirs {
+		if err := c.dir(ctx, dir, ctime); err != nil {
+			return err
+		}
+	}
+	return c.finish(ctx)
+}
+
+// explainLocked records what readers corrected under a name, or under all, before a
+// plan builds upon it. A change whose turn it is cannot wait for others: it goes
+// on where the explanation would. The caller holds planMu.
+func (j *Journal) explainLocked(places ...place) error {
+	c := j.newCompare()
+	for _, at := range places {
+		err := c.nameLocked(at, place{}, LocalEvent{}, false)
+		if err == nil && len(c.gone) > 0 {
+			c.gone = nil
+			err = c.nameLocked(at, place{}, LocalEvent{}, true)
+		}
+		if internal(err) && j.local.replanning {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *Journal) notice(ctx context.Context, events []LocalEvent) error {
+	if j.opts.ReadOnly {
+		return status.New(status.ReadOnly, "", "journal")
+	}
+	merged := map[place]int{} // position in list
+	list := make([]placed, 0, len(events))
+	for _, e := range events {
+		dir, err := j.dirOf(e.LocalPlace)
+		if err != nil {
+			return err
+		}
+		if dir == 0 { // gone, or not in the export any more
+			continue
+		}
+		at := place{dir, e.Name}
+		if i, ok := merged[at]; ok {
+			list[i].e.merge(e)
+			continue
+		}
+		merged[at] = len(list)
+		list = append(list, placed{at, e})
+	}
+	c := j.newCompare()
+	c.events = func(at place) (e LocalEvent) {
+		if i, ok := merged[at]; ok && list[i].e.What&LocalIn != 0 {
+			return list[i].e
+		}
+		return j.local.early[at]
+	}
+	for _, p := range list {
+		var err error
+		if p.at.name == "" {
+			err = c.file(ctx, p.at.dir, p.e)
+		} else {
+			err = c.name(ctx, p.at, p.e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	err := c.finish(ctx)
+	j.planMu.Lock()
+	j.local.early = c.early
+	j.planMu.Unlock()
+	return err
+}
+
+// dirOf returns the number of a directory, 0 if it is not to be found. One that
+// nobody has asked for yet gets one, with those above it.
+func (j *Journal) dirOf(p LocalPlace) (proto.FileID, error) {
+	if id := j.tree.holder(p.Dir); id != 0 {
+		return id, nil
+	}
+	id := proto.RootID
+	err := j.viewed(func() error {
+		for name := range pathNames(p.Path) {
+			a, err := j.lookupViewed(id, name)
+			if err != nil {
+				return err
+			}
+			id = a.ID
+		}
+		return nil
+	})
+	switch status.Of(err) {
+	case status.OK:
+		if n, ok := j.tree.get(id); !ok || n.ident != p.Dir {
+			return 0, nil
+		}
+		return id, nil
+	case status.NotFound, status.NotDir, status.Stale, status.CrossDevice:
+		return 0, nil
+	}
+	return 0, err
+}
+
+// emitLocked records what a process of the server has done, and lets the table
+// and those who listen know. The caller holds planMu.
+func (j *Journal) emitLocked(r *record.Record, by Process) error {
+	who := r
+	who.Client, who.PID, who.PGID, who.UID, who.GID, who.Comm = record.LocalClient, by.PID, by.PGID, by.UID, by.GID, by.Comm
+	if r.Kind != record.Local {
+		r.Flag |= record.FlagLocal
+	}
+	if err := j.log.Append(r); err != nil {
+		return err
+	}
+	j.viewMu.Lock()
+	j.tree.apply(r)
+	j.hist.add(r)
+	j.viewMu.Unlock()
+	j.queueMu.Lock()
+	j.local.newest = r.LSN
+	j.localAppliedLocked()
+	j.queueMu.Unlock()
+	j.announce([]*record.Record{r})
+	return nil
+}
+
+// localAppliedLocked counts the records of processes of the server as applied
+// when no change before them is on its way. The caller holds queueMu.
+func (j *Journal) localAppliedLocked() {
+	if j.applied >= j.appended && j.local.newest > j.applied {
+		j.applied = j.local.newest
+	}
+}
+
+// noticeLocal notes that an inode's ctime is not the one its last record left.
+// The first look at a file after its adoption explains itself. A directory is
+// compared name by name, later; a file's content may be another. The caller holds viewMu.
+func (j *Journal) noticeLocal(n *node, info vfs.Info) proto.LSN {
+	switch {
+	case n.ctime == 0:
+		j.tree.seen(n.id, info.Ctime, n.change)
+		return n.change
+	case j.opts.ReadOnly:
+		return n.change
+	case n.typ == proto.ModeDir:
+		if !j.opts.Told || j.local.gap.open.Load() {
+			j.suspect(n)
+		}
+		return n.change
+	}
+	r := j.localRecord(n, info, LocalContent)
+	r.Client = record.LocalClient
+	if err := j.log.Append(r); err != nil {
+		return n.change // the log is full or failed: changes are refused, reading goes on
+	}
+	j.hist.add(r)
+	j.tree.seen(n.id, info.Ctime, r.LSN)
+	j.announce([]*record.Record{r})
+	return r.LSN
+}
+
+// localRecord describes a file as a process of the server left it.
+func (j *Journal) localRecord(n *node, info vfs.Info, what LocalWhat) *record.Record {
+	r := &record.Record{Kind: record.Local, ID: n.id, OldMtime: proto.Time(n.ctime), New: attrsOf(info), Upto: j.appliedLSN()}
+	if n.typ == proto.ModeRegular {
+		r.NewSize = uint64(info.Size)
+		r.HasNew = what&LocalContent != 0
+	}
+	if j.inGap(info) {
+		r.Flag |= record.FlagGap
+	}
+	return r
+}
+
+// gone reports whether an error says that a name leads to nothing in the export.
+func gone(err error) bool { return errors.Is(err, syscall.EXDEV) || notThere(err) }
