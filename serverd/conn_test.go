@@ -152,7 +152,7 @@ func TestHugeLengthAllocatesNothing(t *testing.T) {
 }
 
 func TestSilentBeforeHelloIsDropped(t *testing.T) {
-	r := start(t, Options{Handshake: 50 * time.Millisecond})
+	r := start(t, Options{Handshake: 500 * time.Millisecond})
 	raw, err := net.Dial("tcp", r.Addr().String())
 	require.NoError(t, err)
 	defer raw.Close()
