@@ -365,7 +365,7 @@ func (j *Journal) planACL(p *pending, id proto.FileID, name string, value []byte
 	mode := info.Mode
 	if name == aclAccess && l != nil {
 		mode = l.mode(mode)
-		if who.UID != 0 && n.typ != proto.ModeDir && !inGroup(who, info.GID) {
+		if who.UID != 0 && !inGroup(who, info.GID) { // of directories as well: posix_acl_update_mode
 			mode &^= proto.ModeSetgid
 		}
 		if l.minimal() {

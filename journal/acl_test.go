@@ -138,3 +138,21 @@ func TestACLIsInherited(t *testing.T) {
 		require.NoError(t, e.Close())
 	})
 }
+
+// TestACLTakesSetgid: whoever sets an access list and is not in the file's group
+// takes its setgid bit, of directories as well, as posix_acl_update_mode does.
+func TestACLTakesSetgid(t *testing.T) {
+	eachDisk(t, func(t *testing.T, fs vfs.FS) {
+		e, _ := openOn(t, fs)
+		d := e.make(proto.RootID, "d", proto.ModeDir|0o777)
+		e.must(&proto.SetAttr{ID: d, Mask: proto.SetUID | proto.SetGID | proto.SetMode, UID: 1002, GID: 2001, Mode: 0o2777})
+		set := &proto.SetXattr{ID: d, Name: aclAccess, Value: someACL.bytes()}
+		res, err := e.as(proto.Ident{UID: 1002, GID: 2001}, set)
+		require.NoError(t, err)
+		require.EqualValues(t, 0o2751, res.Attr.Mode&proto.ModePerm, "a member keeps it")
+		res, err = e.as(proto.Ident{UID: 1002, GID: 1002}, set)
+		require.NoError(t, err)
+		require.EqualValues(t, 0o751, res.Attr.Mode&proto.ModePerm)
+		require.NoError(t, e.Close())
+	})
+}
