@@ -96,7 +96,7 @@ func (s *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 	l.turn <- struct{}{}
 	if s.at == 0 {
 		s.tasks.Go(func() {
-			_, err := s.session.Open(ctx, l.head, l.ino.id, 0)
+			_, err := s.session.Open(ctx, l.head, l.ino.id, wire.OpenRead) // as open(2): what becomes of the mode does not matter
 			l.kept <- err == nil
 		})
 	} else {

@@ -66,11 +66,9 @@ func TestDifferential(t *testing.T) {
 	t.Logf("%d programs, %d steps, no difference", programs, steps)
 }
 
-// scenario is what the program of a seed is to be like. Lists of access control
-// are for CAGE_DIFF_ACL=1 as long as a list that somebody outside the group sets
-// does not take setgid away as on ext4.
+// scenario is what the program of a seed is to be like.
 func scenario(seed uint64) differ.Scenario {
-	sc := differ.Scenario{Steps: 120, ACL: seed%3 == 0 && os.Getenv("CAGE_DIFF_ACL") != ""}
+	sc := differ.Scenario{Steps: 120, ACL: seed%3 == 0}
 	switch seed % 10 {
 	case 0: // short: each change of the mount takes a second
 		sc.Steps, sc.Mounts = 40, 2
