@@ -31,6 +31,7 @@ lint: ## gofmt, go vet, staticcheck, and the directions of imports
 
 accept: programs ## the long runs: programs, big trees, crashes, cuts (an hour; needs root)
 	CAGE_CRASH_RUNS=150 $(GO) test -count=1 -v -timeout 30m -run Crash ./journal
+	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 30m -run 'Storm|Hostile|Nowhere' ./serverd ./remote
 	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h -skip '^TestProgram[A-Z]' ./cmd/internal/e2e
 
 programs: build ## real programs on a mount, in full (half an hour; needs root, and installs Debian packages)

@@ -7,6 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
 
@@ -84,6 +85,33 @@ type listing struct {
 
 	now  *batch
 	next chan fetched // a prefetch of what follows now, or nil
+	loop loop
+}
+
+// loop notices that a server leads a listing in a circle, which would never end:
+// Brent's algorithm on the cookies with which batches end. Its zero value is ready.
+type loop struct {
+	end          uint64 // of the last batch
+	mark         uint64 // of an earlier one
+	steps, limit int    // batches since the mark, and with how many it moves
+}
+
+// closed takes the next batch, and reports whether its end was one before.
+func (l *loop) closed(b *batch) bool {
+	if len(b.entries) == 0 || b.eof {
+		return false
+	}
+	last := b.entries[len(b.entries)-1].Cookie
+	if b.from == 0 || b.from != l.end { // somebody sought
+		*l = loop{limit: 1}
+	}
+	if l.end = last; l.mark == last && l.limit > 1 {
+		return true
+	}
+	if l.steps++; l.steps == l.limit {
+		l.mark, l.steps, l.limit = last, 0, 2*l.limit
+	}
+	return false
 }
 
 // OpenDir implements fuse.RawFileSystem. It waits for no answer: the kernel
@@ -230,6 +258,9 @@ func (s *fileSystem) rest(ctx context.Context, l *listing, cookie uint64, plus b
 		}
 	}
 	l.now, l.next = b, nil
+	if l.loop.closed(b) {
+		return nil, status.Newf(status.BadFrame, "readdir", l.ino.id.String(), "the server's listing goes in a circle")
+	}
 	if n := len(b.entries); n > 0 && !b.eof {
 		next := make(chan fetched, 1)
 		l.next = next

@@ -140,3 +140,28 @@ func TestBelievableAttributes(t *testing.T) {
 		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, s.believable(dir, &tc.b, tc.a)) })
 	}
 }
+
+// A listing that comes back to where it was ends; a long one, and one that somebody
+// seeks in, does not.
+func TestListingInACircle(t *testing.T) {
+	step := func(l *loop, from, to uint64) bool {
+		return l.closed(&batch{from: from, entries: []proto.DirEntry{{Cookie: to}}})
+	}
+	for _, round := range []uint64{1, 2, 3, 7, 100} {
+		var l loop
+		n, at := uint64(0), uint64(0)
+		for to := uint64(1); !step(&l, at, to); n++ {
+			require.Less(t, n, 10*round+10)
+			at, to = to, to%round+1
+		}
+	}
+	var l loop
+	for i := range uint64(10_000) {
+		require.False(t, step(&l, i, i+1))
+	}
+	for range 100 { // rewinddir, or the same place again
+		require.False(t, step(&l, 0, 1))
+		require.False(t, step(&l, 77, 78))
+		require.False(t, step(&l, 78, 79))
+	}
+}

@@ -58,6 +58,18 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	return fuse.OK
 }
 
+// given checks that a file that the server gives may be one below the mount's
+// root, or the kernel would find that in its own tree.
+func (s *fileSystem) given(a *proto.Attr) error {
+	if _, ok := s.inodes.node(a.ID); !ok || a.ID == s.inodes.root.id {
+		return status.Newf(status.Internal, "lookup", a.ID.String(), "the server says that it is a root")
+	}
+	if a.ID == 0 { // gone again, or never there
+		return status.New(status.Stale, "lookup", "")
+	}
+	return nil
+}
+
 // lookup asks for a name. If writes of ours to the file may be missing in the
 // answer, it asks again when they are applied.
 func (s *fileSystem) lookup(ctx context.Context, h *fuse.InHeader, dir *inode, name string) (proto.Attr, error) {
@@ -66,8 +78,8 @@ func (s *fileSystem) lookup(ctx context.Context, h *fuse.InHeader, dir *inode, n
 	if err != nil {
 		return a, err
 	}
-	if _, ok := s.inodes.node(a.ID); !ok || a.ID == s.inodes.root.id {
-		return a, status.Newf(status.Internal, "lookup", name, "the server says that it is a root")
+	if err := s.given(&a); err != nil {
+		return a, err
 	}
 	ino := s.inodes.known(a.ID)
 	if ino == nil || proto.Seq(ino.logged.Load()) <= applied {
@@ -96,6 +108,9 @@ func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make,
 	op.Dir = dir.id
 	res, err := s.changeNames(ctx, h, op, dir)
 	if err != nil {
+		return proto.Attr{}, err
+	}
+	if err := s.given(&res.Attr); err != nil {
 		return proto.Attr{}, err
 	}
 	ino := s.fillEntry(out, &res.Attr, true, since)
@@ -143,6 +158,9 @@ func (s *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 	dir, ino := s.inodes.find(in.NodeId), s.inodes.find(in.Oldnodeid)
 	upto := ino.written()
 	res, err := s.changeNames(ctx, &in.InHeader, &proto.Link{ID: ino.id, Dir: dir.id, Name: name}, dir)
+	if err == nil {
+		err = s.given(&res.Attr)
+	}
 	if err != nil {
 		return s.errors.status("link", err)
 	}

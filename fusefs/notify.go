@@ -15,7 +15,7 @@ import (
 const (
 	notifiers  = 8    // goroutines; a notification blocks its own while requests hold the pages or the directory
 	maxPending = 4096 // files with news that the kernel has not been told; beyond that everything is invalidated
-	maxNames   = 256  // names of one directory that are kept apart
+	maxNames   = 64   // names of one directory that are kept apart
 	fewNames   = 16   // up to here each name costs one notification; beyond, all entries of the mount expire at once
 )
 

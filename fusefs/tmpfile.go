@@ -15,6 +15,9 @@ func (s *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fus
 	op := &proto.Make{Dir: s.inodes.find(in.NodeId).id, Mode: proto.ModeRegular | in.Mode&proto.ModePerm, Umask: in.Umask & 0o777}
 	res, err := s.do(ctx, s.idents.full(&in.InHeader), op)
 	if err == nil {
+		err = s.given(&res.Attr)
+	}
+	if err == nil {
 		s.fillEntry(&out.EntryOut, &res.Attr, false, since)
 		err = s.openMade(ctx, in, res.ID, out)
 	}

@@ -24,7 +24,11 @@ func (s *Session) Do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Re
 	if err := s.watch(ctx, t, began, wire.ChangeOpcode(op).String()); err != nil {
 		return proto.Result{}, err
 	}
-	return t.Outcome()
+	res, err := t.Outcome()
+	if err == nil {
+		err = believeOutcome(op, &res)
+	}
+	return res, err
 }
 
 // Log appends an operation and returns its number without waiting for the
@@ -177,7 +181,7 @@ const maxCopies = 16
 // been copied than it says. The result is that of the last operation.
 func (s *Session) Copy(ctx context.Context, id proto.Ident, op proto.Copy, n uint64) (done uint64, last proto.Result, err error) {
 	var flying []*oplog.Ticket
-	began := s.now()
+	began, asked := s.now(), n
 	for short := false; len(flying) > 0 || !short && n > 0; {
 		for !short && n > 0 && len(flying) < maxCopies {
 			part := op
@@ -198,6 +202,9 @@ func (s *Session) Copy(ctx context.Context, id proto.Ident, op proto.Copy, n uin
 			done, last = done+res.N, res
 		}
 		short = short || failed != nil || res.N < proto.MaxIO
+	}
+	if done > asked {
+		return 0, last, nonsense("%d bytes instead of %d", done, asked)
 	}
 	return done, last, err
 }

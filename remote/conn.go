@@ -333,7 +333,9 @@ func (c *conn) receive(h wire.Header, payload []byte) error {
 	case r.seq != 0:
 		// The log has one owner at a time, and answers are small but for the
 		// plan of a rollback, so this one is decoded under the lock.
-		err = wire.DecodeReply(h, payload, &rep)
+		if err = wire.DecodeReply(h, payload, &rep); err == nil {
+			err = believeResult(h.Op, &rep.Result)
+		}
 		c.s.answeredLocked(r.seq, rep.Result, err)
 		if err == nil && h.Op == wire.OpChange+wire.Opcode(proto.OpWrite) {
 			c.s.upcalls.written(rep.Result.Attr)

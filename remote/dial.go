@@ -39,6 +39,10 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 	case err != nil:
 		return nil, err
 	}
+	if err := o.believeHello(&rep); err != nil {
+		c.raw.Close()
+		return nil, status.Wrap(err, "connect", o.Addr)
+	}
 	s := newSession(o, rep)
 	s.mu.Lock()
 	defer s.mu.Unlock()

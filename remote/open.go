@@ -47,7 +47,9 @@ func (s *Session) Open(ctx context.Context, h wire.ReqHeader, id proto.FileID, f
 		s.abandon(k) // its answer, or the loss of the connection, takes the count back
 		return proto.Attr{}, err
 	}
-	err = wire.DecodeReply(r.h, r.payload, &rep)
+	if err = wire.DecodeReply(r.h, r.payload, &rep); err == nil {
+		err = believeAttr(&rep.Attr, id)
+	}
 	s.recycle(r.payload)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -26,6 +26,10 @@ type port struct {
 	retryAt time.Duration // see Session.now
 }
 
+// maxPorts is how many data connections a session makes, however many ports the
+// server offers: as many as cageserverd lets it have.
+const maxPorts = 16
+
 // newPorts are the data ports that a server offers at the host that was dialled.
 func newPorts(s *Session, count uint16) []*port {
 	host, text, err := net.SplitHostPort(s.o.Addr)
@@ -37,7 +41,7 @@ func newPorts(s *Session, count uint16) []*port {
 		return nil
 	}
 	var out []*port
-	for i := 1; i <= int(count); i++ {
+	for i := 1; i <= min(int(count), maxPorts, 1<<16-1-main); i++ {
 		out = append(out, &port{s: s, addr: net.JoinHostPort(host, strconv.Itoa(main+i))})
 	}
 	return out

@@ -17,12 +17,12 @@ func (s *Session) Lookup(ctx context.Context, h wire.ReqHeader, dir proto.FileID
 	if err := wire.CheckName(name); err != nil {
 		return proto.Attr{}, err
 	}
-	return s.attr(ctx, wire.OpLookup, &wire.LookupReq{ReqHeader: h, Dir: dir, Name: name}, name)
+	return s.attr(ctx, wire.OpLookup, &wire.LookupReq{ReqHeader: h, Dir: dir, Name: name}, name, 0)
 }
 
 // GetAttr asks for a file's attributes.
 func (s *Session) GetAttr(ctx context.Context, h wire.ReqHeader, id proto.FileID) (proto.Attr, error) {
-	return s.attr(ctx, wire.OpGetAttr, &wire.IDReq{ReqHeader: h, ID: id}, id.String())
+	return s.attr(ctx, wire.OpGetAttr, &wire.IDReq{ReqHeader: h, ID: id}, id.String(), id)
 }
 
 // Resolve asks for the file under a path below the export; symlinks are not followed.
@@ -30,12 +30,15 @@ func (s *Session) Resolve(ctx context.Context, h wire.ReqHeader, path string) (p
 	if err := wire.CheckPath(path); err != nil {
 		return proto.Attr{}, err
 	}
-	return s.attr(ctx, wire.OpResolve, &wire.ResolveReq{ReqHeader: h, Path: path}, path)
+	return s.attr(ctx, wire.OpResolve, &wire.ResolveReq{ReqHeader: h, Path: path}, path, 0)
 }
 
-func (s *Session) attr(ctx context.Context, op wire.Opcode, req wire.Message, object string) (proto.Attr, error) {
+func (s *Session) attr(ctx context.Context, op wire.Opcode, req wire.Message, object string, id proto.FileID) (proto.Attr, error) {
 	var rep wire.AttrRep
 	err := s.roundTrip(ctx, op, req, &rep, object)
+	if err == nil {
+		err = believeAttr(&rep.Attr, id)
+	}
 	return rep.Attr, err
 }
 
@@ -44,6 +47,9 @@ func (s *Session) ReadDir(ctx context.Context, h wire.ReqHeader, id proto.FileID
 	var rep wire.ReadDirRep
 	req := &wire.ReadDirReq{ReqHeader: h, ID: id, Cookie: cookie, Max: uint32(min(max, wire.MaxEntries)), Plus: plus}
 	err := s.roundTrip(ctx, wire.OpReadDir, req, &rep, id.String())
+	if err == nil {
+		err = believeEntries(&rep, cookie)
+	}
 	return rep, err
 }
 
@@ -123,8 +129,8 @@ func (s *Session) ReadAt(ctx context.Context, h wire.ReqHeader, id proto.FileID,
 		}
 		var rep wire.ReadRep
 		err = s.finish(ctx, k, &rep, object, func() error {
-			if len(rep.Data) > min(len(p)-n, proto.MaxIO) {
-				return status.Newf(status.BadFrame, "read", object, "more bytes than were asked for")
+			if err := believeRead(&rep, uint64(off)+uint64(n), min(len(p)-n, proto.MaxIO)); err != nil {
+				return status.Wrap(err, "read", object)
 			}
 			n += copy(p[n:], rep.Data)
 			return nil

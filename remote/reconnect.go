@@ -89,6 +89,9 @@ func (s *Session) tryConnect() *conn {
 	if err == nil && s.over {
 		err = errClosedHere
 	}
+	if err == nil {
+		err = s.o.believeHello(&rep)
+	}
 	if err == nil && rep.Resumed {
 		err = s.log.Resume(rep.Applied)
 	}

@@ -9,9 +9,12 @@ import (
 	"cagefs.dev/cage/remote/wire"
 )
 
-// maxChanged is how many changes of others may wait to be told. Beyond it they
-// are forgotten together, and Reset is told instead.
-const maxChanged = 4096
+// maxChanged is how many changes of others may wait to be told, and maxChangedNames how many
+// names in them. Beyond it they are forgotten together, and Reset is told instead.
+const (
+	maxChanged      = 4096
+	maxChangedNames = 16 << 10
+)
 
 // upcalls tells the session's owner what happened, from one goroutine, in order.
 type upcalls struct {
@@ -21,6 +24,7 @@ type upcalls struct {
 	mu      sync.Mutex
 	events  []event // guarded by mu
 	changes int     // guarded by mu; Changed among events
+	names   int     // guarded by mu; in these
 }
 
 // event is exactly one of its fields; none: a reset.
@@ -35,12 +39,13 @@ func newUpcalls(o *Options) *upcalls { return &upcalls{o: o, wake: make(chan str
 func (u *upcalls) changed(c wire.Changed) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.changes == maxChanged {
+	if u.changes == maxChanged || u.names+len(c.Names) > maxChangedNames {
 		u.dropChangesLocked()
 		u.addLocked(event{})
 		return
 	}
 	u.changes++
+	u.names += len(c.Names)
 	u.addLocked(event{changed: &c})
 }
 
@@ -77,7 +82,7 @@ func (u *upcalls) dropChangesLocked() {
 		}
 	}
 	clear(u.events[len(kept):])
-	u.events, u.changes = kept, 0
+	u.events, u.changes, u.names = kept, 0, 0
 }
 
 func (u *upcalls) addLocked(e event) {
@@ -98,7 +103,7 @@ func (u *upcalls) run(ctx context.Context) {
 		}
 		u.mu.Lock()
 		events := u.events
-		u.events, u.changes = nil, 0
+		u.events, u.changes, u.names = nil, 0, 0
 		u.mu.Unlock()
 		for _, e := range events {
 			u.tell(e)

@@ -61,9 +61,9 @@ func printJoined(w io.Writer, j remote.Joined) error {
 	if j.ReadOnly {
 		how = ", read-only"
 	}
-	_, err := fmt.Fprintf(w, "joined %s as %s%s\nexports  %s\n", j.Addr, cli.Printable(j.Name), how, strings.Join(j.Exports, " "))
+	_, err := fmt.Fprintf(w, "joined %s as %s%s\nexports  %s\n", j.Addr, cli.Printable(j.Name), how, cli.Printable(strings.Join(j.Exports, " ")))
 	if err == nil && len(j.Exports) > 0 {
-		_, err = fmt.Fprintf(w, "mount    cagefs mount %s:/%s MOUNTPOINT\n", sourceHost(j.Addr), j.Exports[0])
+		_, err = fmt.Fprintf(w, "mount    cagefs mount %s:/%s MOUNTPOINT\n", sourceHost(j.Addr), cli.Printable(j.Exports[0]))
 	}
 	return err
 }

@@ -82,7 +82,7 @@ func printSource(w io.Writer, indent string, s control.Source, process string) {
 	fmt.Fprintf(w, "%sserver       %s, %s since %s, %d data connections, resumed %d times\n%sundelivered  %s\n%s",
 		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), s.DataConns, s.Resumes, indent, left, process)
 	if s.LastError != "" {
-		fmt.Fprintf(w, "%slast error   %s\n", indent, s.LastError)
+		fmt.Fprintf(w, "%slast error   %s\n", indent, cli.Printable(s.LastError))
 	}
 }
 

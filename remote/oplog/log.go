@@ -199,7 +199,7 @@ func (l *Log) forget() {
 // the last wire number that the server knows; if that was never sent, the
 // server's session is not this one, and the error is status.LostSession.
 func (l *Log) Resume(applied proto.Seq) error {
-	if applied+l.base > l.sent {
+	if applied > l.sent-l.base {
 		return status.Newf(status.LostSession, "resume session", "",
 			"the server has operations up to %d, but only %d were sent", applied, l.sent-l.base)
 	}

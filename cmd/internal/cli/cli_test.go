@@ -38,6 +38,8 @@ func testApp() *App {
 						return ExitDamage
 					case "lines":
 						return errors.New("one\ntwo")
+					case "escapes":
+						return errors.New("one\u009b2J\u202etwo\x1b[31m")
 					}
 				}
 				_, err := fmt.Fprintln(std.Out, int64(size))
@@ -76,6 +78,7 @@ func TestMainOutput(t *testing.T) {
 		{"failure", []string{"do", "conflict"}, ExitConflict, "", "cagetest: undo @7: conflict\n"},
 		{"silent", []string{"do", "silent"}, ExitDamage, "", ""},
 		{"one line", []string{"do", "lines"}, ExitFailed, "", "cagetest: one two\n"},
+		{"what a peer says drives no terminal", []string{"do", "escapes"}, ExitFailed, "", "cagetest: one 2J two [31m\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
