@@ -148,9 +148,9 @@ func (j *Journal) planXattr(p *pending, id proto.FileID, name string, value []by
 		return err
 	}
 	switch {
-	case !hasOld && (!has || flags == proto.XattrReplace):
+	case !hasOld && (!has || flags&proto.XattrReplace != 0):
 		return status.NoAttr
-	case hasOld && flags == proto.XattrCreate:
+	case hasOld && flags&proto.XattrCreate != 0:
 		return status.Exists
 	}
 	p.id = id
@@ -163,7 +163,10 @@ func (j *Journal) planXattr(p *pending, id proto.FileID, name string, value []by
 // xattr(7) says: user.* by permission and on files and directories only,
 // trusted.* and security.* root alone.
 func (j *Journal) mayXattr(a *proto.Attr, trusted bool, who *proto.Ident, name string) error {
-	space, _, _ := strings.Cut(name, ".")
+	space, _, dot := strings.Cut(name, ".")
+	if !dot {
+		return status.Unsupported
+	}
 	switch space {
 	case "user":
 		if !a.IsRegular() && !a.IsDir() {

@@ -30,7 +30,9 @@ type entryJSON struct {
 	Time    string       `json:"time"`
 	Kind    string       `json:"kind"`
 	Path    string       `json:"path"`
+	PathB64 []byte       `json:"path_base64,omitempty"` // cli.Exact of the path, and so on
 	NewPath string       `json:"new_path,omitempty"`
+	NewB64  []byte       `json:"new_path_base64,omitempty"`
 	FID     proto.FileID `json:"fid,omitempty"`
 	Client  string       `json:"client,omitempty"`
 	Session string       `json:"session,omitempty"`
@@ -50,7 +52,8 @@ type entryJSON struct {
 func (p *entryPrinter) print(e *proto.Entry) error {
 	if p.json {
 		j := entryJSON{
-			LSN: e.LSN, Time: jsonTime(e.Time), Kind: e.Kind, Path: e.Path, NewPath: e.NewPath, FID: e.ID,
+			LSN: e.LSN, Time: jsonTime(e.Time), Kind: e.Kind, FID: e.ID,
+			Path: e.Path, PathB64: cli.Exact(e.Path), NewPath: e.NewPath, NewB64: cli.Exact(e.NewPath),
 			Client: e.Client, UID: e.UID, GID: e.GID, PID: e.PID, PGID: e.PGID, Command: e.Comm,
 			Offset: e.Off, Bytes: e.Bytes, Txn: e.Txn, Records: e.Records, Detail: e.Detail, Undone: e.Undone,
 		}
@@ -120,10 +123,12 @@ func jsonTime(t proto.Time) string { return t.Std().UTC().Format(time.RFC3339Nan
 
 // stepJSON is a line of a plan under --json.
 type stepJSON struct {
-	Action string `json:"action"`
-	Path   string `json:"path"`
-	From   string `json:"from,omitempty"`
-	Detail string `json:"detail,omitempty"`
+	Action  string `json:"action"`
+	Path    string `json:"path"`
+	PathB64 []byte `json:"path_base64,omitempty"`
+	From    string `json:"from,omitempty"`
+	FromB64 []byte `json:"from_base64,omitempty"`
+	Detail  string `json:"detail,omitempty"`
 }
 
 // printPlan prints what a rollback or undo does.
@@ -131,7 +136,7 @@ func printPlan(w io.Writer, t *target, plan []proto.PlanStep, asJSON bool) error
 	for _, s := range plan {
 		var err error
 		if asJSON {
-			err = cli.JSON(w, stepJSON(s))
+			err = cli.JSON(w, stepJSON{Action: s.Action, Path: s.Path, PathB64: cli.Exact(s.Path), From: s.From, FromB64: cli.Exact(s.From), Detail: s.Detail})
 		} else {
 			line := fmt.Sprintf("%-10s %s", s.Action, cli.Printable(t.name(s.Path)))
 			if s.From != "" {

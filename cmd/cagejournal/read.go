@@ -103,26 +103,28 @@ func newStat() *cli.Command {
 
 // attrJSON is a file under --json.
 type attrJSON struct {
-	Path   string       `json:"path"`
-	Type   string       `json:"type"`
-	Mode   string       `json:"mode"` // permissions, octal
-	Nlink  uint32       `json:"nlink"`
-	UID    uint32       `json:"uid"`
-	GID    uint32       `json:"gid"`
-	Size   uint64       `json:"size"`
-	Atime  string       `json:"atime"`
-	Mtime  string       `json:"mtime"`
-	Ctime  string       `json:"ctime"`
-	Target string       `json:"target,omitempty"`
-	FID    proto.FileID `json:"fid"`
-	Change proto.LSN    `json:"change"`
+	Path      string       `json:"path"`
+	PathB64   []byte       `json:"path_base64,omitempty"`
+	Type      string       `json:"type"`
+	Mode      string       `json:"mode"` // permissions, octal
+	Nlink     uint32       `json:"nlink"`
+	UID       uint32       `json:"uid"`
+	GID       uint32       `json:"gid"`
+	Size      uint64       `json:"size"`
+	Atime     string       `json:"atime"`
+	Mtime     string       `json:"mtime"`
+	Ctime     string       `json:"ctime"`
+	Target    string       `json:"target,omitempty"`
+	TargetB64 []byte       `json:"target_base64,omitempty"`
+	FID       proto.FileID `json:"fid"`
+	Change    proto.LSN    `json:"change"`
 }
 
 func attrOf(path, target string, a *proto.Attr) attrJSON {
 	return attrJSON{
-		Path: path, Type: typeName(a.Type()), Mode: fmt.Sprintf("%04o", a.Mode&proto.ModePerm), Nlink: a.Nlink, UID: a.UID, GID: a.GID,
+		Path: path, PathB64: cli.Exact(path), Type: typeName(a.Type()), Mode: fmt.Sprintf("%04o", a.Mode&proto.ModePerm), Nlink: a.Nlink, UID: a.UID, GID: a.GID,
 		Size: a.Size, Atime: jsonTime(a.Atime), Mtime: jsonTime(a.Mtime), Ctime: jsonTime(a.Ctime),
-		Target: target, FID: a.ID, Change: a.Change,
+		Target: target, TargetB64: cli.Exact(target), FID: a.ID, Change: a.Change,
 	}
 }
 

@@ -101,7 +101,7 @@ type SetAttr struct {
 	Mtime Time
 }
 
-// SetXattr flags, as in setxattr(2).
+// SetXattr flags, as in setxattr(2), where both together always fail.
 const (
 	XattrCreate  = 1
 	XattrReplace = 2

@@ -145,7 +145,7 @@ func checkSetAttr(op *proto.SetAttr) error {
 
 func checkSetXattr(op *proto.SetXattr) error {
 	switch {
-	case op.Flags != 0 && op.Flags != proto.XattrCreate && op.Flags != proto.XattrReplace:
+	case op.Flags&^(proto.XattrCreate|proto.XattrReplace) != 0:
 		return invalid("setxattr", quote(op.Name), "flags %#x", op.Flags)
 	case len(op.Value) > proto.MaxXattr:
 		return status.New(status.TooBig, "setxattr", quote(op.Name))

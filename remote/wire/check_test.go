@@ -59,7 +59,7 @@ func TestCheckOp(t *testing.T) {
 		"setattr of nothing":   {&proto.SetAttr{Mask: proto.SetUID}, status.Invalid},
 		"attribute":            {&proto.SetXattr{ID: 2, Name: "user.a", Value: make([]byte, proto.MaxXattr)}, 0},
 		"attribute too big":    {&proto.SetXattr{ID: 2, Name: "user.a", Value: make([]byte, proto.MaxXattr+1)}, status.TooBig},
-		"attribute flags":      {&proto.SetXattr{ID: 2, Name: "user.a", Flags: 3}, status.Invalid},
+		"attribute flags":      {&proto.SetXattr{ID: 2, Name: "user.a", Flags: 4}, status.Invalid},
 		"attribute unnamed":    {&proto.SetXattr{ID: 2}, status.Range},
 		"attribute's name":     {&proto.RemoveXattr{ID: 2, Name: long + "n"}, status.Range},
 		"attribute's zero":     {&proto.RemoveXattr{ID: 2, Name: "a\x00"}, status.Invalid},

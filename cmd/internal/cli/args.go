@@ -5,6 +5,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Size is a number of bytes as a flag: 64KiB, 1MiB, 10G, 4096. K, M, G, T and
@@ -62,6 +63,15 @@ func (c *Command) NArgs(args []string, min, max int) error {
 		return Usage("%s: too many arguments: use %s", c.Name, strings.TrimSpace(c.Name+" "+c.Args))
 	}
 	return nil
+}
+
+// Exact is a name for a field of JSON in base64 beside one that holds it as text:
+// nil where that says it all, because the name is UTF-8.
+func Exact(name string) []byte {
+	if utf8.ValidString(name) {
+		return nil
+	}
+	return []byte(name)
 }
 
 // Printable is a name for people: quoted if it has anything in it that a

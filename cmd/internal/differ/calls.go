@@ -254,20 +254,32 @@ func (w *worker) getxattr(s *Step) (string, error) {
 	if s.Flags&unix.AT_SYMLINK_NOFOLLOW != 0 {
 		get = unix.Lgetxattr
 	}
-	buf := make([]byte, maxXattr)
+	buf := make([]byte, room(s))
 	n, err := get(s.Path, s.Name, buf)
 	return quoted(buf, n, err)
 }
 
 func (w *worker) fgetxattr(s *Step) (string, error) {
-	buf := make([]byte, maxXattr)
+	buf := make([]byte, room(s))
 	n, err := unix.Fgetxattr(w.slots[s.Slot], s.Name, buf)
 	return quoted(buf, n, err)
+}
+
+// room is how many bytes there are for an attribute or a list: Len of them, none
+// if that is negative, the most that it can be if it is 0.
+func room(s *Step) int64 {
+	if s.Len == 0 {
+		return maxXattr
+	}
+	return max(s.Len, 0)
 }
 
 func quoted(buf []byte, n int, err error) (string, error) {
 	if err != nil {
 		return "", err
+	}
+	if len(buf) == 0 { // the question was how long it is
+		return strconv.Itoa(n), nil
 	}
 	return strconv.Quote(string(buf[:n])), nil
 }
@@ -277,13 +289,13 @@ func (w *worker) listxattr(s *Step) (string, error) {
 	if s.Flags&unix.AT_SYMLINK_NOFOLLOW != 0 {
 		list = unix.Llistxattr
 	}
-	buf := make([]byte, maxXattr)
+	buf := make([]byte, room(s))
 	n, err := list(s.Path, buf)
 	return nameList(buf, n, err)
 }
 
 func (w *worker) flistxattr(s *Step) (string, error) {
-	buf := make([]byte, maxXattr)
+	buf := make([]byte, room(s))
 	n, err := unix.Flistxattr(w.slots[s.Slot], buf)
 	return nameList(buf, n, err)
 }

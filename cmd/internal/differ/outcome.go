@@ -155,6 +155,9 @@ func nameList(buf []byte, n int, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if len(buf) == 0 { // the question was how long it is
+		return fmt.Sprint(n, " bytes"), nil
+	}
 	names := strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == 0 })
 	names = slices.DeleteFunc(names, func(name string) bool { return name == "security.selinux" })
 	slices.Sort(names)

@@ -223,15 +223,6 @@ func setField(v reflect.Value, s *Step, key, value string) (err error) {
 	return nil
 }
 
-// MarshalText is String, which is how a worker gets a step: names may be any bytes.
-func (s *Step) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText is the reverse.
-func (s *Step) UnmarshalText(text []byte) (err error) {
-	*s, err = parseStep(string(text))
-	return err
-}
-
 // String is the program as text: a line for each step.
 func (p *Program) String() string {
 	var out strings.Builder

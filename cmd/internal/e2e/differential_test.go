@@ -94,9 +94,10 @@ type arena struct {
 	now    []string // the mounts that it uses
 }
 
-func newArena(t testing.TB) *arena {
+// newArena makes one, with further options of mkfs.ext4.
+func newArena(t testing.TB, options ...string) *arena {
 	a := &arena{lab: newLab(t, "")}
-	disk, plain := a.ext4(1<<30), a.mkdir("plain")
+	disk, plain := a.ext4(1<<30, options...), a.mkdir("plain")
 	command(t, "mount", "-o", "remount,noatime", disk)
 	a.export = filepath.Join(disk, "export")
 	for _, dir := range []string{a.export, disk + "/plain"} {

@@ -1,12 +1,17 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"cagefs.dev/cage/cmd/internal/differ"
 )
@@ -451,4 +456,226 @@ func symlinkChains() *script {
 		s.do("0 stat path=%q", n)
 	}
 	return s
+}
+
+// TestXattrs does what xattr(7) has rules for, on a file system that takes
+// little more than a block of attributes per file and on one that takes more.
+func TestXattrs(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	small, large := newArena(t), newArena(t, "-O", "ea_inode")
+	t.Run("kinds", func(t *testing.T) { small.same(t, xattrKinds()) })
+	t.Run("small", func(t *testing.T) { small.same(t, xattrSizes()) })
+	t.Run("large", func(t *testing.T) { large.same(t, xattrSizes()) })
+}
+
+// xattrKinds are all kinds of attributes of all kinds of files, by several users.
+func xattrKinds() *script {
+	s := &script{}
+	names := []string{"user.a", "user.", "user", "", "trusted.a", "trusted.", "security.a", "security.capability", "security.", "system.a", "other.a", "user.\xff"}
+	s.do("0 mkdir path=\"d\" mode=0777\n0 chmod path=\"d\" mode=0777\n0 mkdir path=\"sticky\" mode=01777\n0 chmod path=\"sticky\" mode=1777")
+	for _, perm := range []string{"0604", "0622"} {
+		for _, kind := range []string{"file", "dir", "symlink", "fifo"} {
+			f := "d/" + kind + perm
+			s.thing(kind, f, 1)
+			if kind != "symlink" {
+				s.do("0 chmod path=%q mode=%s", f, perm)
+			}
+			for _, name := range names {
+				for who := range 3 {
+					s.do("%d lsetxattr path=%q name=%q value=\"first\" flags=REPLACE", who, f, name)
+					s.do("%d lsetxattr path=%q name=%q value=\"second\" flags=CREATE", who, f, name)
+					s.do("%d lsetxattr path=%q name=%q value=\"third\" flags=CREATE", who, f, name)
+					if who == 0 || name != "security.capability" { // the kernel lets everybody set an empty one on everything
+						s.do("%d lsetxattr path=%q name=%q value=\"\" flags=REPLACE", who, f, name)
+					}
+					s.do("%d getxattr path=%q name=%q flags=NOFOLLOW", who, f, name)
+					s.do("%d lsetxattr path=%q name=%q value=\"fourth\"", who, f, name)
+					for reader := range 3 {
+						s.do("%d getxattr path=%q name=%q flags=NOFOLLOW", reader, f, name)
+						s.do("%d getxattr path=%q name=%q flags=NOFOLLOW len=-1", reader, f, name)
+						s.do("%d getxattr path=%q name=%q flags=NOFOLLOW len=5", reader, f, name)
+						s.do("%d getxattr path=%q name=%q flags=NOFOLLOW len=6", reader, f, name)
+					}
+					s.do("%d listxattr path=%q flags=NOFOLLOW", who, f)
+					s.do("%d listxattr path=%q flags=NOFOLLOW len=-1", who, f)
+					s.do("%d listxattr path=%q flags=NOFOLLOW len=3", who, f)
+					if who != 1 {
+						s.do("%d removexattr path=%q name=%q flags=NOFOLLOW", who, f, name)
+						s.do("%d removexattr path=%q name=%q flags=NOFOLLOW", who, f, name)
+					}
+				}
+			}
+		}
+	}
+	for who := range 3 {
+		s.do("%d setxattr path=\"sticky\" name=\"user.who\" value=\"x\"", who)
+		s.do("%d setxattr path=\"d/none\" name=\"user.who\" value=\"x\"", who)
+		s.do("%d setxattr path=\"d/file0622\" name=\"user.both\" value=\"x\" flags=CREATE|REPLACE", who)
+		s.do("%d setxattr path=\"d/file0622\" name=\"user.both\" value=\"x\" flags=0x10", who)
+	}
+	return s
+}
+
+// xattrSizes are values and names at the limits.
+func xattrSizes() *script {
+	s := &script{}
+	for i, size := range []int{0, 1, 100, 3000, 4000, 4096, 5000, 65535, 65536, 65537} {
+		for _, kind := range []string{"file", "dir"} {
+			f := fmt.Sprint(kind, i)
+			s.thing(kind, f, 0)
+			value := strings.Repeat("v", size)
+			s.do("0 setxattr path=%q name=\"user.a\" value=%q", f, value)
+			s.do("0 setxattr path=%q name=\"user.a\" value=%q flags=REPLACE", f, value)
+			s.do("0 getxattr path=%q name=\"user.a\"", f)
+			s.do("0 getxattr path=%q name=\"user.a\" len=-1", f)
+			s.do("0 getxattr path=%q name=\"user.a\" len=1", f)
+			for j := range 4 { // until no more fits
+				s.do("0 setxattr path=%q name=\"trusted.%d\" value=%q", f, j, strings.Repeat("w", 900))
+			}
+			s.do("0 setxattr path=%q name=\"user.a\" value=\"small\"", f)
+			s.do("0 setxattr path=%q name=\"security.b\" value=%q", f, value)
+			s.do("0 listxattr path=%q", f)
+			s.do("0 removexattr path=%q name=\"user.a\"", f)
+		}
+	}
+	s.do("0 mknod path=\"names\" mode=0100644")
+	for _, size := range []int{249, 250, 251, 300} {
+		n := "user." + strings.Repeat("n", size)
+		s.do("0 setxattr path=\"names\" name=%q value=\"x\"", n)
+		s.do("0 getxattr path=\"names\" name=%q", n)
+		s.do("0 removexattr path=\"names\" name=%q", n)
+	}
+	return s
+}
+
+// TestDeepTree goes deeper than a path can name, step by step, and removes it again.
+func TestDeepTree(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	a := newArena(t)
+	depth := 150
+	if accept {
+		depth = 1500
+	}
+	name := func(i int) string { return fmt.Sprintf("%d-%s", i%10, strings.Repeat("deeper", 8)) }
+	s := &script{}
+	for i := range depth {
+		s.do("0 mkdir path=%q mode=0755\n0 chdir path=%[1]q", name(i))
+		if i%50 == 49 {
+			s.do("0 getcwd\n0 open slot=1 path=\"f\" flags=CREAT|RDWR mode=0644\n0 stat path=\"..\"")
+		}
+	}
+	s.do("0 rename path=\"f\" to=\"../../g\"\n0 stat path=\"../../g\"\n0 open slot=2 path=\"../..\" flags=DIRECTORY\n0 list slot=2")
+	s.do("0 rename path=%q to=%q", "../../"+name(depth-2), "x")
+	for i := depth - 1; i >= 0; i-- {
+		s.do("0 unlink path=\"f\"\n0 unlink path=\"g\"\n0 chdir path=\"..\"\n0 rmdir path=%q", name(i))
+	}
+	s.do("0 getcwd")
+	a.same(t, s)
+
+	// What is removed of such a tree can be brought back.
+	m := a.mounts[0]
+	down := func(make bool) int {
+		fd, err := unix.Open(m, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		for i := range depth {
+			if make {
+				require.NoError(t, unix.Mkdirat(fd, name(i), 0o755))
+			}
+			next, err := unix.Openat(fd, name(i), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			require.NoError(t, err, "at depth %d", i)
+			unix.Close(fd)
+			fd = next
+		}
+		return fd
+	}
+	bottom := down(true)
+	fd, err := unix.Openat(bottom, "file", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	require.NoError(t, err)
+	_, err = unix.Write(fd, []byte("deep"))
+	require.NoError(t, err)
+	require.NoError(t, unix.Close(fd))
+	unix.Close(bottom)
+	a.lab.run("cagejournal", "label", "deep", m)
+	require.NoError(t, os.RemoveAll(filepath.Join(m, name(0))))
+	a.changing("cagejournal", "rollback", m, "--to", "@label:deep", "-y")
+	bottom = down(false)
+	fd, err = unix.Openat(bottom, "file", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	b := make([]byte, 10)
+	n, err := unix.Read(fd, b)
+	require.NoError(t, err)
+	require.Equal(t, "deep", string(b[:n]))
+	unix.Close(fd)
+	unix.Close(bottom)
+	a.lab.run("cagejournal", "log", m, "-n", "10")
+	require.NoError(t, os.RemoveAll(filepath.Join(m, name(0))))
+}
+
+// TestNamesInHistory: names that are no text are shown so that a terminal is
+// safe, and are exact for programs, and can be given as arguments.
+func TestNamesInHistory(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "")
+	export := l.mkdir("export")
+	s := l.newServer(export)
+	s.start()
+	m := l.mount(s)
+	names := []string{"\xff\xfe", "new\nline", "\x1b[31mred", "-rf", "...", "é", "\ufffd", "a\xc3(b"}
+	require.NoError(t, os.Mkdir(m+"/sub", 0o755))
+	for _, bad := range []string{"/.cage", "/.cage/x"} {
+		require.Error(t, os.Mkdir(m+bad, 0o755))
+		_, err := os.Lstat(m + bad)
+		require.ErrorIs(t, err, os.ErrNotExist)
+	}
+	require.ErrorIs(t, os.Rename(m+"/sub", m+"/.cage"), unix.EPERM)
+	require.ErrorIs(t, os.Symlink("x", m+"/.cage"), unix.EPERM)
+	for _, n := range append(names, ".cage") {
+		require.NoError(t, os.WriteFile(filepath.Join(m, "sub", n), []byte(n), 0o644))
+	}
+	l.run("cagefs", "sync", m)
+	l.run("cagejournal", "label", "then", m)
+	for _, n := range names {
+		path := filepath.Join(m, "sub", n)
+		require.NoError(t, os.Remove(path))
+		require.Equal(t, n, l.run("cagejournal", "cat", path+"@label:then"))
+		text := l.run("cagejournal", "log", path)
+		require.NotContains(t, text, "\x1b")
+		require.NotContains(t, text, "new\nline")
+		require.True(t, utf8.ValidString(text), "%q", text)
+		found := false
+		for line := range strings.Lines(l.run("cagejournal", "log", path, "--json")) {
+			var e struct {
+				Kind string
+				Path string
+				B64  []byte `json:"path_base64"`
+			}
+			require.NoError(t, json.Unmarshal([]byte(line), &e))
+			if e.Kind == "make" {
+				found = true
+				if e.B64 == nil {
+					e.B64 = []byte(e.Path)
+				} else {
+					require.False(t, utf8.Valid(e.B64))
+				}
+				require.Equal(t, "sub/"+n, string(e.B64))
+			}
+		}
+		require.True(t, found, "%q", n)
+		l.changing("cagejournal", "rollback", path, "--to", "@label:then", "-y")
+		got, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, n, string(got))
+	}
+	require.NoError(t, os.RemoveAll(m+"/sub"))
+	l.changing("cagejournal", "rollback", m+"/sub", "--to", "@label:then", "-y")
+	for _, n := range append(names, ".cage") {
+		got, err := os.ReadFile(filepath.Join(m, "sub", n))
+		require.NoError(t, err)
+		require.Equal(t, n, string(got))
+	}
+	l.umount(m)
+	s.stop()
+	require.NoError(t, l.verify(export))
 }

@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 	if root := os.Getenv(janitorEnv); root != "" {
 		os.Exit(janitor(root))
 	}
+	if dir := os.Getenv(openerEnv); dir != "" {
+		os.Exit(opener(dir))
+	}
 	os.Exit(run(m))
 }
 
