@@ -3,13 +3,11 @@ package fusefs
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
@@ -17,10 +15,6 @@ import (
 // blockSize is what stat(2) recommends for reads and writes: programs that go
 // by it make requests of a size that is worth the way to the daemon.
 const blockSize = 128 << 10
-
-// patience is how long statfs and the attributes of the mount's root wait for
-// a server that seems to be there, before they are answered from memory.
-const patience = 250 * time.Millisecond
 
 // fillAttr turns a source's attributes into the kernel's form.
 func (s *fileSystem) fillAttr(out *fuse.Attr, a *proto.Attr) {
@@ -255,76 +249,6 @@ func withoutSetID(mode uint32) (rest uint32, differs bool) {
 		rest &^= proto.ModeSetgid
 	}
 	return rest, rest != mode&proto.ModePerm
-}
-
-// StatFs implements fuse.RawFileSystem.
-func (s *fileSystem) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	ctx := s.read(cancel, h)
-	defer ctx.end()
-	st, err := s.freeSpace(ctx, h)
-	if err != nil {
-		return s.errors.status("statfs", err)
-	}
-	*out = fuse.StatfsOut{
-		Blocks: st.Blocks, Bfree: st.BlocksFree, Bavail: st.BlocksAvail, Files: st.Files, Ffree: st.FilesFree,
-		Bsize: st.BlockSize, Frsize: st.BlockSize, NameLen: st.NameMax,
-	}
-	return fuse.OK
-}
-
-// freeSpace is what the server says of its file system, not older than a second
-// while it answers.
-func (s *fileSystem) freeSpace(ctx context.Context, h *fuse.InHeader) (proto.StatFS, error) {
-	return s.statFS.get(ctx, s.session, func(ctx context.Context) (proto.StatFS, error) {
-		return s.session.StatFS(ctx, s.header(h), s.inodes.root.id)
-	})
-}
-
-// remembered is an answer that a server which does not answer must not hold
-// up: after patience, or at once while the session is reconnecting, the last
-// one is given again. Safe for concurrent use.
-type remembered[T any] struct {
-	fresh time.Duration // how long an answer is good without asking again; set at construction
-
-	mu   sync.Mutex
-	last T         // guarded by mu
-	at   time.Time // guarded by mu: when last was the answer
-}
-
-// remember sets the first answer.
-func (r *remembered[T]) remember(v T) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.last, r.at = v, time.Now()
-}
-
-// hold lets nobody else wait for some time.
-func (r *remembered[T]) hold() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.at = time.Now()
-}
-
-// get asks, or gives the last answer. Errors other than silence are passed on.
-func (r *remembered[T]) get(ctx context.Context, session *remote.Session, ask func(context.Context) (T, error)) (T, error) {
-	r.mu.Lock()
-	last, age := r.last, time.Since(r.at)
-	r.mu.Unlock()
-	if age < r.fresh || session.Status().State != remote.Online {
-		return last, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	v, err := ask(ctx)
-	if err != nil {
-		if silence(err) {
-			r.hold()
-			return last, nil
-		}
-		return v, err
-	}
-	r.remember(v)
-	return v, nil
 }
 
 // silence reports whether an error only says that the server did not answer.

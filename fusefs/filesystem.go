@@ -49,7 +49,7 @@ type fileSystem struct {
 	files    handles[*openFile]
 	dirs     handles[*listing]
 	rootAttr remembered[proto.Attr]
-	statFS   remembered[proto.StatFS]
+	spaces   spaces
 	tasks    sync.WaitGroup // goroutines of requests and prefetches
 	notified atomic.Int64   // changes by others that the kernel was told
 }
@@ -64,8 +64,7 @@ func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
 	s.errors.log = o.Log
 	s.life, s.kill = context.WithCancel(context.Background())
 	s.rootAttr.remember(src.Root)
-	s.statFS.fresh = time.Second
-	s.statFS.last = proto.StatFS{BlockSize: 4096, NameMax: proto.MaxName}
+	s.spaces.newest = proto.StatFS{BlockSize: 4096, NameMax: proto.MaxName}
 	return s
 }
 

@@ -340,7 +340,7 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		s.notify.put(f.ino.id, news{}) // the kernel still has the mode from before
 	}
 	if err == nil {
-		err = s.whenTight(ctx, &in.InHeader, f)
+		err = s.whenTight(ctx, s.headerOf(h.who), f)
 	}
 	if err == nil && f.past && in.Flags&syscall.O_DSYNC != 0 {
 		err = s.sync(ctx, &in.InHeader, f.ino.id)
@@ -357,7 +357,7 @@ const tightSpace = 1 << 30
 
 // whenTight waits for a logged write where the server's disk is nearly full, so
 // that it is the writer who is told that it did not fit, not only a later fsync.
-func (s *fileSystem) whenTight(ctx context.Context, h *fuse.InHeader, f *openFile) error {
+func (s *fileSystem) whenTight(ctx context.Context, h wire.ReqHeader, f *openFile) error {
 	st, err := s.freeSpace(ctx, h)
 	if err != nil || st.BlocksAvail*uint64(st.BlockSize) >= tightSpace {
 		return nil

@@ -127,7 +127,7 @@ func (j *Journal) endCheckpoint(c *unfinished) error {
 	named = true
 	j.tree.store.Keep(c.view)
 	if err := j.log.Append(&record.Record{Kind: record.Checkpoint, Upto: c.lsn}); err != nil {
-		if status.Of(err) != status.NoSpace {
+		if !status.Full(err) {
 			return err
 		}
 	} else if err := j.log.Commit(); err != nil {
@@ -271,21 +271,26 @@ func (j *Journal) writeCheckpoint(ck *checkpointData) error {
 const minRoom = 64 << 10
 
 // keepRoom makes the file that the next checkpoint is written over so long,
-// while there is space. It may be longer.
+// while there is space. It may be longer. What is missing is noted for StatFS.
 func (j *Journal) keepRoom(size int64) error {
+	short := int64(0)
 	f, err := j.tree.cage.Open(checkpointTemp, true)
 	if errors.Is(err, syscall.ENOENT) {
 		f, err = j.tree.cage.Create(checkpointTemp, 0o600)
 	}
 	if err == nil {
 		err = lengthen(f, size)
+		if info, e := f.Stat(); e == nil {
+			short = max(0, size-info.Size)
+		}
 		if e := f.Close(); err == nil {
 			err = e
 		}
 	}
-	if status.Of(err) == status.NoSpace { // what there was stays
+	if status.Full(err) { // what there was stays
 		err = nil
 	}
+	j.roomShort.Store(short)
 	return status.Wrap(err, "keep room for", "checkpoint")
 }
 

@@ -307,7 +307,7 @@ func (j *Journal) commitLoop() {
 		switch {
 		case err == nil:
 			j.checkpointed(running)
-		case status.Of(err) == status.NoSpace: // the one before still holds
+		case status.Full(err): // the one before still holds
 			j.ckpt.at = time.Now()
 			j.opts.Log.Warn().Err(err).Msg("no checkpoint: the log grows, and history cannot give way")
 		default:

@@ -103,38 +103,42 @@ func TestLocalChangeRaisesChangeNumber(t *testing.T) {
 	require.Greater(t, b.Change, a.Change)
 }
 
-// TestFullDiskLeavesNothingHalf: a write that the disk refuses in the middle fails, and the file is as before.
+// TestFullDiskLeavesNothingHalf: a write that the disk, or a quota, refuses in the middle fails, and the file is as before.
 func TestFullDiskLeavesNothingHalf(t *testing.T) {
-	disk := vfs.NewMem(1)
-	var full atomic.Bool
-	fs := vfs.Inject(disk, func(op vfs.Op) error {
-		if op.Kind == "writeat" && op.Path == "f" && full.CompareAndSwap(true, false) {
-			return vfs.Short(5000, syscall.ENOSPC)
-		}
-		return nil
-	})
-	e, _ := openOn(t, fs)
-	id := e.file(proto.RootID, "f", "hello")
-	before, err := e.Attr(id)
-	require.NoError(t, err)
-	full.Store(true)
-	_, err = e.do(&proto.Write{ID: id, Off: 2, Data: make([]byte, 20000)})
-	require.Equal(t, status.NoSpace, status.Of(err))
-	require.Equal(t, "hello", e.content(id))
-	after, err := e.Attr(id)
-	require.NoError(t, err)
-	require.Equal(t, before.Mtime, after.Mtime)
-	killed := disk.Clone()
-	e.must(&proto.Write{ID: id, Off: 5, Data: []byte(" again")})
-	require.Equal(t, "hello again", e.content(id))
-	require.NoError(t, e.Close())
+	for errno, want := range map[syscall.Errno]status.Code{syscall.ENOSPC: status.NoSpace, syscall.EDQUOT: status.Quota} {
+		t.Run(want.String(), func(t *testing.T) {
+			disk := vfs.NewMem(1)
+			var full atomic.Bool
+			fs := vfs.Inject(disk, func(op vfs.Op) error {
+				if op.Kind == "writeat" && op.Path == "f" && full.CompareAndSwap(true, false) {
+					return vfs.Short(5000, errno)
+				}
+				return nil
+			})
+			e, _ := openOn(t, fs)
+			id := e.file(proto.RootID, "f", "hello")
+			before, err := e.Attr(id)
+			require.NoError(t, err)
+			full.Store(true)
+			_, err = e.do(&proto.Write{ID: id, Off: 2, Data: make([]byte, 20000)})
+			require.Equal(t, want, status.Of(err))
+			require.Equal(t, "hello", e.content(id))
+			after, err := e.Attr(id)
+			require.NoError(t, err)
+			require.Equal(t, before.Mtime, after.Mtime)
+			killed := disk.Clone()
+			e.must(&proto.Write{ID: id, Off: 5, Data: []byte(" again")})
+			require.Equal(t, "hello again", e.content(id))
+			require.NoError(t, e.Close())
 
-	e, _ = openOn(t, killed)
-	require.Equal(t, "hello", e.content(id), "a cancelled write is not replayed")
-	e.seq--
-	_, err = e.do(&proto.Write{ID: id, Off: 2, Data: make([]byte, 20000)})
-	require.Equal(t, status.NoSpace, status.Of(err), "and fails again the same way")
-	require.NoError(t, e.Close())
+			e, _ = openOn(t, killed)
+			require.Equal(t, "hello", e.content(id), "a cancelled write is not replayed")
+			e.seq--
+			_, err = e.do(&proto.Write{ID: id, Off: 2, Data: make([]byte, 20000)})
+			require.Equal(t, want, status.Of(err), "and fails again the same way")
+			require.NoError(t, e.Close())
+		})
+	}
 }
 
 // TestFailedSyncIsFinal: nobody knows what is durable after it.

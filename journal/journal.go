@@ -133,8 +133,9 @@ func (j *Journal) GetXattr(id proto.FileID, name string) ([]byte, error) { retur
 // ListXattr returns the names of extended attributes.
 func (j *Journal) ListXattr(id proto.FileID) ([]string, error) { return j.listXattr(id) }
 
-// StatFS describes the file system, less what the journal has promised.
-func (j *Journal) StatFS() (proto.StatFS, error) { return j.statFS() }
+// StatFS describes the file system as a user with a group may use it: less what
+// the journal needs before it can go on, and no more than quotas of theirs leave.
+func (j *Journal) StatFS(uid, gid uint32) (proto.StatFS, error) { return j.statFS(uid, gid) }
 
 // Hold keeps a file reachable after it is removed and beyond the retention of
 // history, until Unhold. Holds do not survive a restart: the client renews them,

@@ -349,7 +349,7 @@ func (r *recovery) restoreContent(id proto.FileID, l *layout) error {
 	}
 	for _, s := range l.reserved {
 		err := h.file.Allocate(s.from, s.to-s.from, true)
-		if c := status.Of(err); c != status.OK && c != status.NoSpace && c != status.Quota && c != status.Unsupported {
+		if err != nil && !status.Full(err) && status.Of(err) != status.Unsupported {
 			return err
 		}
 	}

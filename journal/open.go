@@ -74,7 +74,8 @@ type core struct {
 		bytes atomic.Int64 // what they take, about
 		at    time.Time    // of the last count; owned by the checkpoint on its way
 	}
-	written int64 // log bytes committed since the start
+	written   int64        // log bytes committed since the start
+	roomShort atomic.Int64 // bytes that the room for the next checkpoint lacks
 
 	local localState
 

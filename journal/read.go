@@ -252,15 +252,6 @@ func (j *Journal) listXattrViewed(id proto.FileID) (names []string, err error) {
 	return names, err
 }
 
-func (j *Journal) statFS() (proto.StatFS, error) {
-	s, err := j.opts.FS.StatFS()
-	if err != nil {
-		return proto.StatFS{}, err
-	}
-	return proto.StatFS{BlockSize: s.BlockSize, NameMax: s.NameMax, Blocks: s.Blocks, BlocksFree: s.BlocksFree,
-		BlocksAvail: s.BlocksAvail, Files: s.Files, FilesFree: s.FilesFree}, nil
-}
-
 func (j *Journal) path(id proto.FileID) (string, error) {
 	p, ok := j.tree.path(id)
 	if !ok {

@@ -285,7 +285,7 @@ func (t *table) spill(log zerolog.Logger) {
 		case err == nil:
 			t.frozen = nil
 			t.freezeLocked()
-		case status.Of(err) == status.NoSpace:
+		case status.Full(err):
 			t.full = true
 			log.Warn().Err(err).Msg("no space for the table of files: no more files can be looked at that were never looked at before")
 		default:
@@ -321,6 +321,16 @@ func (t *table) room() error {
 		return status.Newf(status.NoSpace, "", "", "the table of files does not fit on the disk")
 	}
 	return t.failure()
+}
+
+// lacking is the disk space in bytes that is missing for what did not fit.
+func (t *table) lacking() int64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if !t.full || t.frozen == nil {
+		return 0
+	}
+	return int64(t.frozen.size + t.dirty.size)
 }
 
 func (t *table) tightLocked() bool { return t.frozen != nil && t.dirty.size >= 2*t.limit }

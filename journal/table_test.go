@@ -82,46 +82,52 @@ func openWith(t testing.TB, o Options) *testExport {
 // TestTableOnFullDisk: what is known stays known and changes go on; only files
 // that nobody has looked at yet are refused, until there is space.
 func TestTableOnFullDisk(t *testing.T) {
-	disk := vfs.NewMem(1)
-	var full atomic.Bool
-	fs := vfs.Inject(disk, func(op vfs.Op) error {
-		if full.Load() && op.Kind == "create" && strings.HasPrefix(op.Path, DirName+"/table/") {
-			return syscall.ENOSPC
-		}
-		return nil
-	})
-	root, err := disk.Root()
-	require.NoError(t, err)
-	defer root.Close()
-	for i := range 500 {
-		f, err := root.Create(fmt.Sprint("f", i), 0o644)
-		require.NoError(t, err)
-		f.Close()
-	}
-	e, _ := openOn(t, fs)
-	full.Store(true)
-	list := func() (last error) {
-		for i := range 500 {
-			if _, err := e.Lookup(proto.RootID, fmt.Sprint("f", i)); err != nil {
-				last = err
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			disk := vfs.NewMem(1)
+			var full atomic.Bool
+			fs := vfs.Inject(disk, func(op vfs.Op) error {
+				if full.Load() && op.Kind == "create" && strings.HasPrefix(op.Path, DirName+"/table/") {
+					return errno
+				}
+				return nil
+			})
+			root, err := disk.Root()
+			require.NoError(t, err)
+			defer root.Close()
+			for i := range 500 {
+				f, err := root.Create(fmt.Sprint("f", i), 0o644)
+				require.NoError(t, err)
+				f.Close()
 			}
-		}
-		return last
+			e, _ := openOn(t, fs)
+			full.Store(true)
+			list := func() (last error) {
+				for i := range 500 {
+					if _, err := e.Lookup(proto.RootID, fmt.Sprint("f", i)); err != nil {
+						last = err
+					}
+				}
+				return last
+			}
+			require.Equal(t, status.NoSpace, status.Of(list()))
+			require.Positive(t, e.tree.lacking())
+			_, err = e.Lookup(proto.RootID, "f0")
+			require.NoError(t, err)
+			id := e.file(proto.RootID, "new", "x")
+			require.Equal(t, "x", e.content(id))
+			before := dumpTable(t, e.tree.table)
+			require.NoError(t, e.Close(), "a checkpoint also of what did not go to disk")
+			e, _ = openOn(t, fs)
+			require.Equal(t, before, dumpTable(t, e.tree.table))
+			require.Equal(t, status.NoSpace, status.Of(list()))
+			full.Store(false)
+			e.tree.retry() // as after a checkpoint
+			require.NoError(t, list())
+			require.Zero(t, e.tree.lacking())
+			require.NoError(t, e.Close())
+		})
 	}
-	require.Equal(t, status.NoSpace, status.Of(list()))
-	_, err = e.Lookup(proto.RootID, "f0")
-	require.NoError(t, err)
-	id := e.file(proto.RootID, "new", "x")
-	require.Equal(t, "x", e.content(id))
-	before := dumpTable(t, e.tree.table)
-	require.NoError(t, e.Close(), "a checkpoint also of what did not go to disk")
-	e, _ = openOn(t, fs)
-	require.Equal(t, before, dumpTable(t, e.tree.table))
-	require.Equal(t, status.NoSpace, status.Of(list()))
-	full.Store(false)
-	e.tree.retry() // as after a checkpoint
-	require.NoError(t, list())
-	require.NoError(t, e.Close())
 }
 
 // TestDamagedTableStopsTheExport, so that no file gets a second number and no

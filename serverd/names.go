@@ -155,8 +155,9 @@ func parentOf(v view, id proto.FileID) (proto.FileID, error) {
 	return places[0].Dir, err
 }
 
-func statFS(c *call, _ *wire.IDReq) (wire.Message, error) {
-	st, err := c.exp.Journal.StatFS()
+func statFS(c *call, m *wire.IDReq) (wire.Message, error) {
+	who := c.who(m.Ident)
+	st, err := c.exp.Journal.StatFS(who.UID, who.GID)
 	if err != nil {
 		return nil, err
 	}

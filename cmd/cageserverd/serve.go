@@ -100,6 +100,9 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	if err := serverd.CheckExports(f.exports); err != nil {
 		return err
 	}
+	if err := dropQuotaPrivilege(); err != nil {
+		log.Warn().Err(err).Msg("users' disk quotas do not hold: CAP_SYS_RESOURCE cannot be given up")
+	}
 	dir := f.state
 	if dir == "" {
 		if dir, err = defaultState(); err != nil {

@@ -302,7 +302,7 @@ func (s *Store) merge() {
 		case err == nil:
 			s.merge()
 		case errors.Is(err, errClosed):
-		case status.Of(err) == status.NoSpace: // the next Add tries again
+		case status.Full(err): // the next Add tries again
 			s.o.Log.Warn().Err(err).Msg("no space to merge the table of files")
 		default:
 			s.o.Failed(err)

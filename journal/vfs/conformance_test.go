@@ -857,6 +857,11 @@ func testWhole(t *testing.T, fs FS, root Dir) {
 	again, err := fs.StatFS()
 	require.NoError(t, err)
 	require.Equal(t, s.ID, again.ID)
+	for _, group := range []bool{false, true} {
+		q, err := fs.Quota(group, 1<<30+7)
+		require.NoError(t, err, "also where the file system has no quotas")
+		require.Zero(t, q, "a user who has nothing and no limit")
+	}
 	require.NoError(t, fs.SyncFS())
 	require.NoError(t, root.Sync())
 	require.NoError(t, fs.Close())

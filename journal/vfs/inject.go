@@ -76,6 +76,13 @@ func (s *injectFS) StatFS() (StatFS, error) {
 	return s.FS.StatFS()
 }
 
+func (s *injectFS) Quota(group bool, id uint32) (Quota, error) {
+	if err := s.f(Op{Kind: "quota"}); err != nil {
+		return Quota{}, err
+	}
+	return s.FS.Quota(group, id)
+}
+
 func failSync(object any, err error) error {
 	var lost *lostSync
 	if errors.As(err, &lost) {

@@ -161,6 +161,9 @@ func (m *Mem) StatFS() (StatFS, error) {
 	return s, nil
 }
 
+// Quota knows no limits.
+func (m *Mem) Quota(bool, uint32) (Quota, error) { return Quota{}, nil }
+
 // Close does nothing.
 func (m *Mem) Close() error { return nil }
 

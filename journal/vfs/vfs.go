@@ -26,6 +26,9 @@ type FS interface {
 	// StatFS tells sizes, and the id of the file system, which stays the same
 	// over mounts and machines (statfs f_fsid).
 	StatFS() (StatFS, error)
+	// Quota tells what a user, or with group a group, may use of the file system,
+	// and uses. Without quotas, or where nobody may know, there is no limit.
+	Quota(group bool, id uint32) (Quota, error)
 	// Close releases the descriptors. Open Dirs and Files stay valid.
 	Close() error
 }
@@ -40,6 +43,13 @@ type StatFS struct {
 	BlocksAvail uint64
 	Files       uint64
 	FilesFree   uint64
+}
+
+// Quota is a share of the file system. A limit of 0 is none; where there is a
+// soft and a hard one, it is the lower. More than the limit may be in use.
+type Quota struct {
+	Space, SpaceLimit uint64 // bytes
+	Files, FilesLimit uint64
 }
 
 // Ident identifies an inode for its life: number and birth time. Inode numbers

@@ -53,6 +53,17 @@ func (l *Log) prepareLocked() {
 	})
 }
 
+// Lacking is the disk space in bytes that the log takes next: a segment, until
+// one is prepared in full.
+func (l *Log) Lacking() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.o.ReadOnly || len(l.layout.free) > 0 {
+		return 0
+	}
+	return l.o.SegmentSize
+}
+
 // awaitSegmentLocked waits until one more segment is prepared, or returns why it
 // is not. l.mu is held, but not while waiting.
 func (l *Log) awaitSegmentLocked() error {

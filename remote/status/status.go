@@ -186,6 +186,13 @@ func Of(err error) Code {
 	return Internal
 }
 
+// Full reports whether an error says that there is no space: on the file system,
+// or in somebody's share of it.
+func Full(err error) bool {
+	c := Of(err)
+	return c == NoSpace || c == Quota
+}
+
 // fromErrno turns what the server's kernel says into codes.
 var fromErrno = map[syscall.Errno]Code{
 	syscall.ENOENT: NotFound, syscall.EEXIST: Exists, syscall.ENOTDIR: NotDir, syscall.EISDIR: IsDir,

@@ -254,8 +254,9 @@ type server struct {
 	// Set at construction.
 	lab  *lab
 	args []string
-	addr string // HOST:PORT
-	log  string // file that all its runs write to
+	addr string               // HOST:PORT
+	log  string               // file that all its runs write to
+	attr *syscall.SysProcAttr // of its processes
 
 	cmd *exec.Cmd // nil while none runs
 }
@@ -266,7 +267,7 @@ func (l *lab) newServer(export string, flags ...string) *server {
 	f, err := os.CreateTemp(l.dir, "server.*.log")
 	require.NoError(l.t, err)
 	f.Close()
-	s := &server{lab: l, addr: freeAddr(l.t), log: f.Name()}
+	s := &server{lab: l, addr: freeAddr(l.t), log: f.Name(), attr: &syscall.SysProcAttr{Credential: l.user}}
 	s.args = append([]string{"serve", "--export", "data=" + export, "--listen", s.addr, "--state", l.path("server")}, flags...)
 	l.t.Cleanup(func() {
 		if s.cmd != nil {
@@ -324,7 +325,7 @@ func (s *server) launch() (wait func() error) {
 	defer log.Close()
 	s.cmd = exec.Command(filepath.Join(s.lab.bin, "cageserverd"), s.args...)
 	s.cmd.Env, s.cmd.Dir, s.cmd.Stderr = s.lab.env, s.lab.dir, log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.lab.user}
+	s.cmd.SysProcAttr = s.attr
 	out, err := s.cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, s.cmd.Start())
