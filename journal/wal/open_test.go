@@ -373,10 +373,10 @@ func TestNewerVersion(t *testing.T) {
 	name := segmentName(1)
 	head, err := record.DecodeSegmentHeader(readFile(t, dir, name))
 	require.NoError(t, err)
-	// A frame of version 2 at the end, as its own program would have made it.
+	// A frame of the next version at the end, as its own program would have made it.
 	h := record.Header{Flags: record.FlagClosed, Segment: head.ID, First: 6, Synced: 5}
 	raw := record.AppendFrame(nil, &h, record.Heads{}, nil, nil)
-	raw[8] = 2
+	raw[8] = record.Version + 1
 	binary.LittleEndian.PutUint32(raw[4:], crc32.Checksum(raw[8:], crc32.MakeTable(crc32.Castagnoli)))
 	writeAt(t, dir, name, raw, w.ends[1])
 	before := readFile(t, dir, name)
