@@ -41,7 +41,7 @@ type Options struct {
 	Grace           time.Duration     // after the start, how long sessions may take to come back before removed files that they had open may go; 0: 10 minutes
 	Now             func() proto.Time // nil: the system's clock
 	Log             zerolog.Logger
-	Machine         string // names the run of the machine, from its start to its end; "": not known
+	Mount           string // names the export's mount, from its beginning to its end (vfs.MountRun); "": not known
 	Told            bool   // Notice is told of everything: a directory that a reader finds changed need not be compared
 	// Changed is called after each applied change, those of clients in order, from
 	// any goroutine: it must not block or call back.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -360,12 +361,12 @@ func TestPastBeforeLocalChanges(t *testing.T) {
 	require.NoError(t, e.Close())
 }
 
-// TestLocalChangesOutliveKill: the server is killed, its machine runs on, and local
+// TestLocalChangesOutliveKill: the server is killed, the mount lasts, and local
 // processes change what clients had just changed: their changes stay.
 func TestLocalChangesOutliveKill(t *testing.T) {
 	disk := vfs.NewMem(1)
-	run := func(fs *vfs.Mem, machine string) *Journal {
-		j, _, err := Open(context.Background(), Options{FS: fs, Machine: machine, Now: func() proto.Time { return proto.Time(fs.Now()) }})
+	run := func(fs *vfs.Mem, mount string) *Journal {
+		j, _, err := Open(context.Background(), Options{FS: fs, Mount: mount, Now: func() proto.Time { return proto.Time(fs.Now()) }})
 		require.NoError(t, err)
 		return j
 	}
@@ -391,6 +392,39 @@ func TestLocalChangesOutliveKill(t *testing.T) {
 	_, err = j.Lookup(proto.RootID, "d")
 	require.NoError(t, err)
 	require.NoError(t, e.Close())
+}
+
+// TestLogCountsAfterACutRecovery: what differs from the log may be the half of what a
+// recovery did that was killed, so that the log decides; also in another mount.
+func TestLogCountsAfterACutRecovery(t *testing.T) {
+	for _, mount := range []string{"m1", "m2"} {
+		disk := vfs.NewMem(1)
+		run := func(fs *vfs.Mem, mount string) *testExport {
+			j, _, err := Open(context.Background(), Options{FS: fs, Mount: mount, Now: func() proto.Time { return proto.Time(fs.Now()) }})
+			require.NoError(t, err)
+			return &testExport{Journal: j, t: t, fs: fs}
+		}
+		e := run(disk, "m1")
+		a := e.file(proto.RootID, "a", "as logged")
+		killed := disk.Clone()
+		require.NoError(t, e.Close())
+		killed.Sleep(3600e9)
+		newOutsider(&testExport{t: t, fs: killed}).overwrite("a", "as halved")
+		root, err := killed.Root()
+		require.NoError(t, err)
+		cage, err := root.OpenDir(DirName)
+		require.NoError(t, err)
+		if mount == "m1" {
+			f, err := cage.Create(recoveringName, 0o600)
+			require.NoError(t, err)
+			require.NoError(t, f.Close())
+		}
+		e = run(killed, mount)
+		require.Equal(t, "as logged", e.content(a), mount)
+		_, err = cage.Stat(recoveringName)
+		require.ErrorIs(t, err, syscall.ENOENT)
+		require.NoError(t, e.Close())
+	}
 }
 
 // TestRescanFindsWhatNobodyTold: after lost events everything is compared.

@@ -34,7 +34,7 @@ type recovery struct {
 	found  map[proto.FileID]proto.LSN       // Make records of what processes of the server made
 	placed map[proto.FileID]bool            // files that recovery moved, and directories in which it did
 
-	machine  string     // on which the newest start was
+	mount    string     // that the newest start was in
 	sameRun  bool       // it is this one, and has not been down since
 	lastTime proto.Time // of the newest record, 0 if there is none
 }
@@ -128,7 +128,7 @@ func (r *recovery) readLog() error {
 		}
 		switch rec.Kind {
 		case record.Boot:
-			r.machine = string(rec.Value)
+			r.mount = string(rec.Value)
 		case record.Prune:
 			j.horizon.Store(uint64(rec.Upto))
 		case record.Cancel:
@@ -243,7 +243,7 @@ func (r *recovery) finish() error {
 	j := r.j
 	j.applied = j.log.Last()
 	r.beginGap()
-	boot := &record.Record{Kind: record.Boot, Count: uint64(j.boot), Value: []byte(j.opts.Machine)}
+	boot := &record.Record{Kind: record.Boot, Count: uint64(j.boot), Value: []byte(j.opts.Mount)}
 	if err := j.log.Append(boot); err != nil {
 		return err
 	}
@@ -253,7 +253,10 @@ func (r *recovery) finish() error {
 	j.applied = boot.LSN
 	j.appended = boot.LSN
 	j.lost.forget(j.sessions, j.tree.table)
-	return j.checkpoint(false)
+	if err := j.checkpoint(false); err != nil {
+		return err
+	}
+	return r.ended()
 }
 
 func (r *recovery) closeDirs() {

@@ -1,21 +1,25 @@
 package journal
 
 import (
+	"errors"
 	"slices"
+	"syscall"
 
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
 )
 
 // Recovery and processes of the server. What they did is not the log's to do
 // again: a record of it moves the table, and only says where an inode is to be looked
 // for that a client's record is about as well.
 //
-// A server that died while its machine ran on has lost nothing that was applied.
-// What differs from the log then, and changed after the last record, was done by
-// such a process after the server's end, and stays; it is found by the comparison
-// that follows every start (local_scan.go).
+// A server that died while the export stayed mounted has lost nothing that was
+// applied. What differs from the log then, and changed after the last record, was
+// done by such a process after the server's end, and stays; it is found by the
+// comparison that follows every start (local_scan.go). A recovery that was cut
+// changes files as well, so after one the log alone counts again.
 
 // lateApply is how long after the newest record a dying server may still have applied it.
 const lateApply = proto.Time(2e9)
@@ -50,12 +54,16 @@ func (r *recovery) adoptLocal(rec *record.Record, touch func(proto.FileID)) {
 }
 
 // changedSince reports whether a process of the server changed an inode after
-// the last server's end, on a machine that has run on since.
+// the last server's end, on a mount that has lasted since.
 func (r *recovery) changedSince(info vfs.Info) bool {
 	return r.sameRun && proto.Time(info.Ctime) > r.lastTime+lateApply
 }
 
-// lastRun finds out when the journal was open before, and whether its machine ran on.
+// recoveringName is in the journal's directory while a recovery relies on the
+// mount having lasted; it need not be durable, for a cut ends the mount.
+const recoveringName = "recovering"
+
+// lastRun finds out when the journal was open before, and whether its mount lasted.
 func (r *recovery) lastRun() error {
 	if last := r.j.log.Last(); last != 0 {
 		rec, err := r.j.log.Read(last, false)
@@ -64,8 +72,24 @@ func (r *recovery) lastRun() error {
 		}
 		r.lastTime = rec.Time
 	}
-	r.sameRun = r.j.opts.Machine != "" && r.machine == r.j.opts.Machine
-	return nil
+	if r.j.opts.Mount == "" || r.mount != r.j.opts.Mount {
+		return nil
+	}
+	f, err := r.j.tree.cage.Create(recoveringName, 0o600)
+	if err == nil {
+		r.sameRun = true
+		return f.Close()
+	}
+	return nil // one before was cut, or the disk is full: the log alone counts
+}
+
+// ended notes that the recovery is through.
+func (r *recovery) ended() error {
+	err := r.j.tree.cage.Remove(recoveringName)
+	if errors.Is(err, syscall.ENOENT) {
+		return nil
+	}
+	return status.Wrap(err, "remove", recoveringName)
 }
 
 // leaveChanged takes out of what is to be restored the files that a process of

@@ -56,7 +56,7 @@ func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
 	log = log.With().Str("export", s.Name).Logger()
 	local := watchLocal(s.Dir, log)
 	o.HistoryCap, o.TableCache, o.Log, o.Changed = s.HistoryCap, s.TableCache, log, feed.Publish
-	o.Told, o.Machine = local.complete(), vfs.MachineRun()
+	o.Told, o.Mount = local.complete(), vfs.MountRun(s.Dir)
 	j, report, err := journal.Open(ctx, o)
 	if err != nil {
 		local.close()

@@ -39,7 +39,7 @@ func openHistory(ctx context.Context, dir string, write bool) (*offline, error) 
 		return nil, status.Wrap(err, "", dir)
 	}
 	o.ReadOnly, o.Log = !write, zerolog.Nop()
-	o.Machine = vfs.MachineRun()
+	o.Mount = vfs.MountRun(dir)
 	j, _, err := journal.Open(ctx, o)
 	if err != nil {
 		closeDisk()

@@ -71,7 +71,7 @@ func recoverExport(ctx context.Context, dir string, log zerolog.Logger) (*journa
 		return nil, err
 	}
 	defer closeDisk()
-	o.Machine = vfs.MachineRun()
+	o.Mount = vfs.MountRun(dir)
 	o.Log = log.With().Str("dir", dir).Logger()
 	j, report, err := journal.Open(ctx, o)
 	if err != nil {
