@@ -187,8 +187,8 @@ func TestFailures(t *testing.T) {
 			s.stop()
 			newer(l.t, l.path("export", ".cage", "wal"))
 			return []failure{
-				{args: serve(l, "--export", "a="+l.path("export"), "--listen", "127.0.0.1:0"), code: 11, text: "version 2"},
-				{args: []string{"cagejournal", "verify", "--dir", l.path("export")}, code: 11, text: "version 2"},
+				{args: serve(l, "--export", "a="+l.path("export"), "--listen", "127.0.0.1:0"), code: 11, text: "version 3, this program knows 2"},
+				{args: []string{"cagejournal", "verify", "--dir", l.path("export")}, code: 11, text: "version 3, this program knows 2"},
 			}
 		}},
 	}
