@@ -32,7 +32,7 @@ const maxDirs = 32768
 
 const fanMask = unix.FAN_MODIFY | unix.FAN_ATTRIB | unix.FAN_CLOSE_WRITE | unix.FAN_CREATE | unix.FAN_DELETE | unix.FAN_RENAME | unix.FAN_ONDIR
 
-func openFanotify(o Options) (source, error) {
+func openFanotify(o Options) (*fanotify, error) {
 	root, err := openRoot(o.Dir)
 	if err != nil {
 		return nil, err
@@ -67,10 +67,9 @@ func canOpenHandles(root int) error {
 	return err
 }
 
-func (f *fanotify) how() string       { return "fanotify" }
-func (f *fanotify) look(string) error { return nil }
-func (f *fanotify) close()            { f.file.Close() }
+func (f *fanotify) close() { f.file.Close() }
 
+// run reads events until close.
 func (f *fanotify) run(w *Watcher) error {
 	defer unix.Close(f.root)
 	buf := make([]byte, 64<<10)

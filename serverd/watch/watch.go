@@ -1,22 +1,19 @@
 // Package watch sees what processes of the server do to a directory tree.
 //
-// It owns the descriptors of fanotify and inotify. It promises that what another
+// It owns the descriptors of fanotify. It promises that what another
 // process did below the root is told within a fifth of a second, as places to look at,
 // with the process where the kernel says which; or that it is told that something was
-// lost, and since when. It never tells of what this process did through fanotify, and
-// cannot help it through inotify. It must not know file numbers, records or
-// sessions: a place is a directory's inode, its path at that time, and a name.
+// lost, and since when. It never tells of what this process did. It must not know file
+// numbers, records or sessions: a place is a directory's inode, its path at that time, and a name.
 //
 // fanotify needs root and a file system with handles; one mark covers the whole file
 // system, and what is outside of the tree is dropped by the directory's handle, which is
-// looked up once. inotify is for everybody; it sees the directories that it was asked
-// to watch (Look), no processes, and has a bound (fs.inotify.max_user_watches):
-// beyond it the caller has to look by itself.
+// looked up once. Where that is not possible Start fails, and the caller has to look by
+// itself.
 package watch
 
 import (
 	"context"
-	"errors"
 	"os"
 	"sync"
 	"time"
@@ -36,7 +33,7 @@ const (
 	Gone                     // with Out: it did not move to another place in the tree
 	Content                  // content or size
 	Attr                     // attributes
-	Sure                     // another process did it; otherwise it may have been this one
+	Sure                     // another process did it
 )
 
 // Place is a name in a directory.
@@ -47,7 +44,7 @@ type Place struct {
 }
 
 // Process is who did it, as far as it could be told: one that has ended by the
-// time it is looked at has only its number, and inotify tells none.
+// time it is looked at has only its number.
 type Process struct {
 	PID, PGID, UID, GID uint32
 	Comm                string
@@ -88,7 +85,7 @@ const (
 type Watcher struct {
 	// Set at construction.
 	o      Options
-	source source
+	source *fanotify
 	ctx    context.Context
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
@@ -108,28 +105,13 @@ type placeKey struct {
 	pid  uint32
 }
 
-// source is one way of the kernel's.
-type source interface {
-	how() string
-	// run reads events until close.
-	run(w *Watcher) error
-	look(path string) error
-	close()
-}
-
-// Start watches a tree: with fanotify where that is possible, else with inotify.
+// Start watches a tree. Errors: EPERM for who is not root, others for a file
+// system that has no handles or cannot be marked.
 func Start(o Options) (*Watcher, error) {
 	src, err := openFanotify(o)
 	if err != nil {
-		var ierr error
-		if src, ierr = openInotify(o); ierr != nil {
-			return nil, errors.Join(err, ierr)
-		}
+		return nil, err
 	}
-	return start(o, src), nil
-}
-
-func start(o Options, src source) *Watcher {
 	w := &Watcher{o: o, source: src, wake: make(chan struct{}, 1), lose: make(chan struct{}, 1), index: map[placeKey]int{}, told: time.Now()}
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	w.wg.Go(func() {
@@ -139,19 +121,8 @@ func start(o Options, src source) *Watcher {
 	})
 	w.wg.Go(w.tell)
 	w.wg.Go(w.recover)
-	return w
+	return w, nil
 }
-
-// How names the way of watching: "fanotify" or "inotify".
-func (w *Watcher) How() string { return w.source.how() }
-
-// Complete reports whether it sees all of the tree.
-func (w *Watcher) Complete() bool { return w.source.how() == "fanotify" }
-
-// Look asks for a directory, named by its path below the root, to be watched. It
-// does nothing where all are. Errors: ENOSPC, when the kernel watches no more for
-// this user.
-func (w *Watcher) Look(path string) error { return w.source.look(path) }
 
 // Close stops watching and returns when no function of the options runs any more.
 func (w *Watcher) Close() {
