@@ -372,7 +372,7 @@ func (j *Journal) localAppliedLocked() {
 // compared name by name, later; a file's content may be another. The caller holds viewMu.
 func (j *Journal) noticeLocal(n *node, info vfs.Info) proto.LSN {
 	switch {
-	case n.ctime == 0:
+	case n.ctime == 0 && !j.afterLastRun(info):
 		j.tree.seen(n.id, info.Ctime, n.change)
 		return n.change
 	case j.opts.ReadOnly:

@@ -422,7 +422,7 @@ func (c *compare) fileLocked(id proto.FileID, info vfs.Info, e LocalEvent) error
 	case sure:
 	case n.ctime == info.Ctime:
 		return nil
-	case n.ctime == 0, n.typ == proto.ModeDir && e.What&LocalAttr == 0:
+	case n.ctime == 0 && !j.afterLastRun(info), n.typ == proto.ModeDir && e.What&LocalAttr == 0:
 		j.tree.seen(id, info.Ctime, n.change)
 		return nil
 	default:
@@ -441,6 +441,9 @@ func (c *compare) fileLocked(id proto.FileID, info vfs.Info, e LocalEvent) error
 // at ctime.
 func (c *compare) dir(ctx context.Context, id proto.FileID, ctime int64) error {
 	j := c.j
+	if c.gap && ctime == 0 {
+		ctime = int64(j.local.gap.since)
+	}
 	var fresh, changed []string
 	err := j.viewed(func() error {
 		h, err := j.tree.dir(id)

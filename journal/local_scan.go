@@ -34,6 +34,13 @@ func (j *Journal) inGap(info vfs.Info) bool {
 	return j.tellGap() == nil
 }
 
+// afterLastRun reports whether an inode changed while no server ran, though
+// nobody knows how it looked before. It may be wrong of the last moments before.
+func (j *Journal) afterLastRun(info vfs.Info) bool {
+	g := &j.local.gap
+	return g.open.Load() && proto.Time(info.Ctime) > g.since+lateApply
+}
+
 // tellGap records, once, since when nobody knew what processes of the server did.
 func (j *Journal) tellGap() error {
 	g := &j.local.gap
@@ -81,7 +88,7 @@ func (j *Journal) rescan(ctx context.Context, since proto.Time) error {
 func (c *compare) all(ctx context.Context, names, files proto.Time) error {
 	j := c.j
 	differs := func(n node, since proto.Time) (sure, differs bool) {
-		if n.ctime == 0 || len(n.names) == 0 && n.id != proto.RootID {
+		if n.ctime == 0 && !c.gap || len(n.names) == 0 && n.id != proto.RootID {
 			return false, false
 		}
 		var info vfs.Info
@@ -91,6 +98,10 @@ func (c *compare) all(ctx context.Context, names, files proto.Time) error {
 		})
 		if err != nil { // its directory tells
 			return false, false
+		}
+		if n.ctime == 0 { // the log knows it, but not how it looked
+			is := j.afterLastRun(info)
+			return is, is || n.typ == proto.ModeDir
 		}
 		sure = since != 0 && proto.Time(info.Ctime) >= since
 		return sure, sure || info.Ctime != n.ctime

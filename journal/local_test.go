@@ -391,6 +391,14 @@ func TestLocalChangesOutliveKill(t *testing.T) {
 	require.Equal(t, status.NotFound, status.Of(err))
 	_, err = j.Lookup(proto.RootID, "d")
 	require.NoError(t, err)
+	gap := " (while no server ran)"
+	story := o.story()
+	require.NotEmpty(t, story)
+	require.Regexp(t, "^gap ", story[0])
+	require.ElementsMatch(t, []string{"local a" + gap, "remove b" + gap, "rename c d" + gap}, story[1:])
+	rep, err := j.Verify(context.Background(), true)
+	require.NoError(t, err)
+	require.Empty(t, rep.Problems)
 	require.NoError(t, e.Close())
 }
 

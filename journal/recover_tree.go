@@ -397,15 +397,17 @@ func (r *recovery) remake(id proto.FileID, old vfs.Ident) error {
 	return nil
 }
 
-// vanished forgets a file that was there at the checkpoint and is nowhere now.
+// vanished reports a file that was there at the checkpoint and is nowhere now.
+// Its names stay in the table until the comparison that follows records that they are gone.
 func (r *recovery) vanished(id proto.FileID) {
 	if id == 0 {
 		return
 	}
-	t := r.j.tree
-	path, _ := t.path(id)
+	path, _ := r.j.tree.path(id)
 	r.report.Strangers = append(r.report.Strangers, path+" (gone)")
-	t.vanish(id)
+	if n, ok := r.j.tree.get(id); ok && len(n.names) == 0 {
+		r.j.tree.vanish(id)
+	}
 	delete(r.moved, id)
 }
 

@@ -253,3 +253,77 @@ func (f *tailer) wait(want string) {
 		}
 	}
 }
+
+// TestLocalOverflow: more happens while the server stands still than the kernel
+// keeps for it (fs.fanotify.max_queued_events, 16384). Nothing is missed.
+func TestLocalOverflow(t *testing.T) {
+	needRoot(t)
+	if !accept {
+		t.Skip("CAGE_ACCEPT is not set")
+	}
+	l := newLab(t, "")
+	export := l.mkdir("export")
+	s := l.newServer(export)
+	s.start()
+	m := l.mount(s)
+	sh := startLocal(t, export)
+	sh.do("for i in $(seq 200); do echo old > k$i; done")
+	sooner(t, "200 files", func() bool { return content(m+"/k200") == "old\n" })
+	for i := 1; i <= 200; i++ {
+		require.Equal(t, "old\n", content(fmt.Sprintf("%s/k%d", m, i)))
+	}
+	require.NoError(t, s.cmd.Process.Signal(syscall.SIGSTOP))
+	sh.do("for i in $(seq 20000); do : > n$i; done")
+	sh.do("for i in $(seq 100); do rm k$i; done; for i in $(seq 101 200); do echo changed > k$i; done")
+	require.NoError(t, s.cmd.Process.Signal(syscall.SIGCONT))
+	require.Eventually(t, func() bool {
+		for i := 1; i <= 200; i++ {
+			path := fmt.Sprintf("%s/k%d", m, i)
+			if i <= 100 && exists(path) || i > 100 && content(path) != "changed\n" {
+				return false
+			}
+		}
+		names, err := os.ReadDir(m)
+		return err == nil && len(names) == 20100
+	}, 30*time.Second, 50*time.Millisecond)
+	log, err := os.ReadFile(s.log)
+	require.NoError(t, err)
+	require.Contains(t, string(log), "compared everything", "the queue did not overflow")
+}
+
+// TestLocalWhileDown: the server is killed; what local processes then do to files
+// that clients had just changed stays, and the next start records it as a gap.
+func TestLocalWhileDown(t *testing.T) {
+	l := newLab(t, "")
+	export := l.mkdir("export")
+	s := l.newServer(export)
+	s.start()
+	m := l.mount(s)
+	for _, name := range []string{"written", "removed", "renamed"} {
+		require.NoError(t, os.WriteFile(filepath.Join(m, name), []byte("a client's"), 0o644))
+	}
+	l.run("cagefs", "sync", m)
+	s.kill()
+	died := time.Now()
+	sh := startLocal(t, export)
+	sh.do("until [ $(date +%%s) -gt %d ]; do sleep 0.1; done", died.Unix()+3) // recovery cannot tell what happened in the first two seconds
+	sh.do("printf local > written; rm removed; mv renamed other")
+	s.start()
+	find := func() (kinds []string) {
+		for _, e := range l.history(m) {
+			if e.Client == "local" {
+				kinds = append(kinds, e.Kind+" "+e.Path)
+			}
+		}
+		return kinds
+	}
+	require.Eventually(t, func() bool { return len(find()) >= 4 }, 10*time.Second, 100*time.Millisecond)
+	require.ElementsMatch(t, []string{"gap ", "local written", "remove removed", "rename renamed"}, find())
+	require.Equal(t, "local", content(m+"/written"))
+	require.Equal(t, "local", content(export+"/written"))
+	require.Equal(t, "a client's", content(m+"/other"))
+	require.False(t, exists(m+"/removed"))
+	l.umount(m)
+	s.stop()
+	require.NoError(t, l.verify(export))
+}
