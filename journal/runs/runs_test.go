@@ -239,3 +239,28 @@ func FuzzBlock(f *testing.F) {
 		}
 	})
 }
+
+// TestDue: a small newest run keeps nobody from merging older ones.
+func TestDue(t *testing.T) {
+	list := func(sizes ...int64) (out []*run) {
+		for _, s := range sizes {
+			out = append(out, &run{size: s})
+		}
+		return out
+	}
+	for _, c := range []struct {
+		sizes   []int64
+		from, n int
+	}{
+		{nil, 0, 0},
+		{[]int64{1}, 0, 0},
+		{[]int64{1, 2, 6}, 0, 0},
+		{[]int64{1, 1, 4}, 0, 2},
+		{[]int64{1, 1, 3, 9, 40}, 0, 4},
+		{[]int64{1, 3, 3, 3}, 1, 3},
+		{[]int64{1, 2, 6, 6, 30}, 2, 2},
+	} {
+		from, n := due(list(c.sizes...))
+		require.Equal(t, []int{c.from, c.n}, []int{from, n}, "%v", c.sizes)
+	}
+}

@@ -264,28 +264,31 @@ func (s *Store) Keep(v *View) {
 	old.Release()
 }
 
-// due is how many of the newest runs are to be merged, 0 or at least 2: each
-// older one that is not twice as big as those before it together.
-func due(list []*run) int {
-	sum, n := int64(0), 0
-	for _, r := range list {
-		if n > 0 && r.size >= 2*sum {
-			break
+// due is which runs are to be merged, n of them, 0 or at least 2: one with each
+// older one that is not twice as big as those before it together. It need not be
+// the newest: one that is small beside the next waits for others of its size.
+func due(list []*run) (from, n int) {
+	for from := range list {
+		sum, n := int64(0), 0
+		for _, r := range list[from:] {
+			if n > 0 && r.size >= 2*sum {
+				break
+			}
+			sum += r.size
+			n++
 		}
-		sum += r.size
-		n++
+		if n > 1 {
+			return from, n
+		}
 	}
-	if n < 2 {
-		return 0
-	}
-	return n
+	return 0, 0
 }
 
 // merge begins merging in the background, if that is due and not under way.
 func (s *Store) merge() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := due(s.live.runs)
+	from, n := due(s.live.runs)
 	if s.merging || n == 0 || s.closed.Load() {
 		return
 	}
@@ -293,7 +296,7 @@ func (s *Store) merge() {
 	v := s.live
 	v.refs.Add(1)
 	s.work.Go(func() {
-		err := s.mergeRuns(v, n)
+		err := s.mergeRuns(v, from, n)
 		v.Release()
 		s.mu.Lock()
 		s.merging = false
@@ -312,14 +315,14 @@ func (s *Store) merge() {
 
 var errClosed = errors.New("closed")
 
-// mergeRuns replaces the newest runs of a view by one.
-func (s *Store) mergeRuns(v *View, n int) error {
-	part := &View{s: s, runs: v.runs[:n]}
+// mergeRuns replaces n runs of a view, one after the other, by one.
+func (s *Store) mergeRuns(v *View, from, n int) error {
+	part := &View{s: s, runs: v.runs[from : from+n]}
 	sources, err := part.sources(nil)
 	if err != nil {
 		return err
 	}
-	last := n == len(v.runs) // nothing is left that a deleted key would hide
+	last := from+n == len(v.runs) // nothing is left that a deleted key would hide
 	merged, err := s.write(func(add func(Entry) error) error {
 		return merge(sources, func(e Entry) (bool, error) {
 			if s.closed.Load() {
@@ -336,7 +339,7 @@ func (s *Store) mergeRuns(v *View, n int) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := slices.Index(s.live.runs, v.runs[0]) // newer ones may have come
+	i := slices.Index(s.live.runs, v.runs[from]) // newer ones may have come
 	s.replaceLocked(slices.Concat(s.live.runs[:i], []*run{merged}, s.live.runs[i+n:]))
 	return nil
 }
