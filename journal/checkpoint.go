@@ -176,7 +176,17 @@ type checkpointData struct {
 
 // snapshotLocked copies the state up to the newest applied record. Records that
 // are appended and not yet applied are above it and will be replayed.
+//
+// A reader that adopts a file holds adoptMu from its record to the table, so that
+// of an adoption up to the checkpoint's LSN the table has the number:
+//
+//	a reader                            a checkpoint, without adoptMu
+//	Append(adopt) = 7
+//	                                    lsn = 7, table without the file
+//	table has it                        after a cut 7 is not replayed: it is lost
 func (j *Journal) snapshotLocked() *checkpointData {
+	j.adoptMu.Lock()
+	defer j.adoptMu.Unlock()
 	j.queueMu.Lock()
 	lsn := j.applied
 	if len(j.queue) == 0 { // no change is on its way: records without effect count as applied
@@ -201,9 +211,7 @@ func (j *Journal) snapshotLocked() *checkpointData {
 		ck.sessions[id] = c
 	}
 	ck.lost = j.lost.clone()
-	j.adoptMu.Lock()
 	ck.nextID = j.idLimit
-	j.adoptMu.Unlock()
 	ck.view, ck.since = j.tree.snapshot()
 	ck.runs = ck.view.Names()
 	return ck
