@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -148,6 +149,13 @@ func TestDamagedTableStopsTheExport(t *testing.T) {
 	for i := range 100 {
 		e.file(proto.RootID, fmt.Sprint("f", i), "x")
 	}
+	require.Eventually(t, func() bool {
+		v := e.tree.store.View()
+		defer v.Release()
+		e.tree.mu.Lock()
+		defer e.tree.mu.Unlock()
+		return len(v.Names()) > 0 && e.tree.frozen == nil
+	}, time.Minute, time.Millisecond, "nothing goes to disk")
 	before := dumpTable(t, e.tree.table)
 	bad.Store(true)
 	for i := 0; i < 100 && err == nil; i++ {
