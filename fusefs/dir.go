@@ -12,7 +12,7 @@ import (
 )
 
 // entriesAtOnce is how many entries are asked for with one request.
-const entriesAtOnce = 512
+const entriesAtOnce = 1024
 
 // Places in a listing, as the kernel knows them: 0 is the start, then come "."
 // and "..", then the server's cookies, shifted. The largest cookie, which file

@@ -116,8 +116,9 @@ func (j *Journal) identify(at place, info vfs.Info) (proto.FileID, error) {
 	return id, nil
 }
 
-// readDirBatch bounds the entries that are held while attributes are looked up.
-const readDirBatch = 1024
+// readDirBatch bounds the entries that are held while attributes are looked up:
+// those of the last batch that the caller does not take are looked up for nothing.
+const readDirBatch = 256
 
 func (j *Journal) readDir(dir proto.FileID, after uint64, plus bool, f func(proto.DirEntry) bool) error {
 	type entry struct {

@@ -125,12 +125,9 @@ func readDir(c *call, m *wire.ReadDirReq) (wire.Message, error) {
 	limit := int(min(max(m.Max, 1), wire.MaxEntries))
 	rep := &wire.ReadDirRep{Change: dir.Change, EOF: true}
 	err = v.ReadDir(m.ID, m.Cookie, plus, func(e proto.DirEntry) bool {
-		if len(rep.Entries) == limit {
-			rep.EOF = false
-			return false
-		}
 		rep.Entries = append(rep.Entries, e)
-		return true
+		rep.EOF = len(rep.Entries) < limit // else that was perhaps the last one: the next part says so
+		return rep.EOF
 	})
 	if err != nil {
 		return nil, err
