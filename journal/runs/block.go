@@ -76,26 +76,28 @@ func openBlock(b []byte) (block, error) {
 
 func (b block) len() int { return len(b.starts) / 2 }
 
+// errEntry is made once: searching goes through at without end.
+var errEntry = damaged("an entry of a block does not fit it")
+
 // at returns an entry.
 func (b block) at(i int) (e Entry, err error) {
-	bad := damaged("an entry of a block does not fit it")
 	rest, ok := b.entries, false
 	if _, rest, ok = cutBytes(rest, uint64(binary.LittleEndian.Uint16(b.starts[2*i:]))); !ok {
-		return e, bad
+		return e, errEntry
 	}
 	var n uint64
 	if n, rest, ok = cutUvarint(rest); !ok {
-		return e, bad
+		return e, errEntry
 	}
 	if e.Key, rest, ok = cutBytes(rest, n); !ok {
-		return e, bad
+		return e, errEntry
 	}
 	if n, rest, ok = cutUvarint(rest); !ok {
-		return e, bad
+		return e, errEntry
 	}
 	if n > 0 {
 		if e.Value, _, ok = cutBytes(rest, n-1); !ok {
-			return e, bad
+			return e, errEntry
 		}
 	}
 	return e, nil
