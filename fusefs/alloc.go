@@ -129,7 +129,7 @@ func (s *fileSystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 func (s *fileSystem) replaced(ino *inode, a *proto.Attr, upto proto.Seq, off, n uint64) {
 	mode := ino.mode.Load()
 	s.inodes.replaced(ino, a, upto, int64(off), int64(off+n))
-	if mode != a.Mode { // setuid is gone, and the kernel does not know
-		s.notify.put(ino.id, news{change: a.Change})
+	if mode != a.Mode {
+		s.lostSetID(ino)
 	}
 }

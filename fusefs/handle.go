@@ -168,10 +168,14 @@ func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		return s.errors.status("open", err)
 	}
 	if in.Flags&syscall.O_TRUNC != 0 {
+		mode := a.Mode
 		a, err = s.truncate(ctx, who, ino, &a, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
 		if err != nil {
 			s.session.Release(ino.id)
 			return s.errors.status("open", err)
+		}
+		if a.Mode != mode {
+			s.lostSetID(ino)
 		}
 	}
 	if s.opened(&a, upto, who, in.Flags, out) {
@@ -337,7 +341,7 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	err := f.file.WriteAt(ctx, back, data, int64(in.Offset))
 	raise(&f.ino.logged, uint64(f.file.Logged()))
 	if killed {
-		s.notify.put(f.ino.id, news{}) // the kernel still has the mode from before
+		s.lostSetID(f.ino)
 	}
 	if err == nil {
 		err = s.whenTight(ctx, s.headerOf(h.who), f)
@@ -386,6 +390,14 @@ func (s *fileSystem) killSetID(ctx context.Context, who proto.Ident, ino *inode)
 	}
 	ino.mode.Store(ino.mode.Load()&proto.ModeType | mode)
 	return true, nil
+}
+
+// lostSetID lets the kernel know that a request that it is waiting for took setuid
+// or setgid away: no reply but that to a lookup makes it forget the mode from before,
+// by which it also judges who may link the file.
+func (s *fileSystem) lostSetID(ino *inode) {
+	s.notify.put(ino.id, news{})
+	s.kernel.epoch()
 }
 
 // Flush implements fuse.RawFileSystem: close(2). It reports what is known to

@@ -61,8 +61,8 @@ func (n *news) add(name string) {
 }
 
 // dispatcher tells the kernel what others changed. No request's handler ever
-// notifies (but seek), because the notification would wait for that request; handlers and
-// upcalls put news here and go on. News of one file are told one after the
+// notifies (but seek, and lostSetID, which waits for no lock), because the notification
+// would wait for that request; handlers and upcalls put news here and go on. News of one file are told one after the
 // other, and join while they wait. Safe for concurrent use.
 type dispatcher struct {
 	tell func(proto.FileID, news) // one file's news; set at construction
