@@ -22,11 +22,11 @@ import (
 // watcher samples the resident memory of a server and a mount every second.
 type watcher struct {
 	t    testing.TB
-	pids [2]int // set at construction
 	stop chan struct{}
 	done sync.WaitGroup
 
 	mu   sync.Mutex
+	pids [2]int   // guarded by mu
 	peak [2]int64 // since the last row; guarded by mu
 	rows []row    // guarded by mu
 }
@@ -60,6 +60,13 @@ func (w *watcher) sampleLocked() {
 	for i, pid := range w.pids {
 		w.peak[i] = max(w.peak[i], resident(pid))
 	}
+}
+
+// follows makes another process the server.
+func (w *watcher) follows(server int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pids[0] = server
 }
 
 // row ends a step.
@@ -177,13 +184,32 @@ func TestMemory(t *testing.T) {
 	s := l.newServer(export)
 	s.start()
 	mnt := l.mount(s)
+	many := filepath.Join(mnt, "many")
 	w := watch(t, s.cmd.Process.Pid, l.mountPID(mnt))
 	defer w.end()
 	w.row("mounted")
-	w.walk("first walk", mnt, files)
-	w.walk("second walk", mnt, files)
+	walks := []string{"first", "second", "third", "fourth"}
+	if !accept {
+		walks = walks[:2]
+	}
+	for _, walk := range walks {
+		w.walk(walk+" walk", many, files)
+	}
+	w.restart("stopped", s, s.stop)
+	w.walk("walk after it", many, files)
 	w.copy(mnt, size)
+	w.restart("killed", s, s.kill)
+	w.walk("walk after it", many, files)
 	l.umount(mnt)
+}
+
+// restart ends the server in some way and starts it again.
+func (w *watcher) restart(how string, s *server, end func()) {
+	end()
+	begin := time.Now()
+	s.start()
+	w.follows(s.cmd.Process.Pid)
+	w.bounded(w.row("server %s; ready %.1f s after its start", how, time.Since(begin).Seconds()))
 }
 
 // parts are the steps of a walk or a copy.
