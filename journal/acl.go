@@ -184,6 +184,13 @@ func (l acl) access(gid uint32, who *proto.Ident, want uint32) error {
 	return granted(uint32(l.find(aclOther).perm), want)
 }
 
+// modeDecides reports whether a file's list, if it has one, makes no difference. With
+// an empty mask Linux does not look at the list, so that who is in one of its
+// groups may what all others may (acl_permission_check in fs/namei.c).
+func modeDecides(a *proto.Attr, who *proto.Ident) bool {
+	return who.UID == 0 || who.UID == a.UID || a.Type() == proto.ModeSymlink || a.Mode&0o070 == 0
+}
+
 func granted(bits, want uint32) error {
 	if bits&want != want {
 		return status.Access
@@ -265,7 +272,7 @@ func (j *Journal) Access(a *proto.Attr, who *proto.Ident, want uint32) error {
 
 // Access is Journal.Access, then.
 func (p *Past) Access(a *proto.Attr, who *proto.Ident, want uint32) error {
-	if who.UID == 0 || who.UID == a.UID || a.Type() == proto.ModeSymlink {
+	if modeDecides(a, who) {
 		return modeAccess(a, who, want)
 	}
 	l, err := listOf(p.GetXattr(a.ID, aclAccess))
@@ -283,9 +290,9 @@ func (j *Journal) mayLocked(a *proto.Attr, who *proto.Ident, want uint32) error 
 	return j.access(a, who, want, func() ([]byte, error) { return j.getXattrViewed(a.ID, aclAccess) })
 }
 
-// access asks for the list only where it can make a difference.
+// access checks with what read gives as the list, if it has to be read.
 func (j *Journal) access(a *proto.Attr, who *proto.Ident, want uint32, read func() ([]byte, error)) error {
-	if who.UID == 0 || who.UID == a.UID || a.Type() == proto.ModeSymlink {
+	if modeDecides(a, who) {
 		return modeAccess(a, who, want)
 	}
 	l, err := j.acls.get(a, read)

@@ -36,6 +36,20 @@ func TestACLAccess(t *testing.T) {
 	}
 }
 
+// TestACLWithEmptyMask: it does not count, as on Linux.
+func TestACLWithEmptyMask(t *testing.T) {
+	e := openWith(t, Options{})
+	for mode, may := range map[uint32]uint32{0o707: 7, 0o717: 0} { // the mask is the group's bits
+		a := &proto.Attr{ID: 9, Mode: proto.ModeRegular | mode, UID: 7, GID: 50}
+		list := someACL.chmod(mode)
+		for want := range uint32(8) {
+			err := e.access(a, &proto.Ident{UID: 8, GID: 2001}, want, func() ([]byte, error) { return list.bytes(), nil })
+			require.Equal(t, want&may == want, err == nil, "mode %o, want %d: %v", mode, want, err)
+		}
+	}
+	require.NoError(t, e.Close())
+}
+
 func TestACLFollowsTheMode(t *testing.T) {
 	require.EqualValues(t, proto.ModeRegular|0o751, someACL.mode(proto.ModeRegular|0o4000)&^0o4000)
 	l := someACL.chmod(0o640)
