@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,8 +29,8 @@ const (
 // checkpointState is owned by the commit loop.
 type checkpointState struct {
 	walDir vfs.Dir
-	lsn    proto.LSN // of the newest checkpoint
-	seen   proto.LSN // Last when the interval began
+	lsn    atomic.Uint64 // of the newest checkpoint; anybody may read it
+	seen   proto.LSN     // Last when the interval began
 	at     time.Time
 	bytes  int64 // log bytes then
 }
@@ -138,7 +139,8 @@ func (j *Journal) endCheckpoint(c *unfinished) error {
 
 // checkpointed notes a finished checkpoint. Only the commit loop calls it.
 func (j *Journal) checkpointed(c *unfinished) {
-	j.ckpt.lsn, j.ckpt.at, j.ckpt.bytes = c.lsn, time.Now(), c.bytes
+	j.ckpt.lsn.Store(uint64(c.lsn))
+	j.ckpt.at, j.ckpt.bytes = time.Now(), c.bytes
 	j.ckpt.seen = j.log.Last()
 	j.tree.retry()
 }

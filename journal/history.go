@@ -33,6 +33,7 @@ type fileHistory struct {
 	made  proto.LSN   // 0: before what is kept, or not by a record
 	names []proto.LSN // that gave or took a name
 	data  []proto.LSN // that changed content or attributes, with Local ones
+	ours  proto.LSN   // newest of the makings and changes that no process of the server did
 }
 
 func newHistory(log *wal.Log) *history {
@@ -50,6 +51,7 @@ func (h *history) add(r *record.Record) {
 	case record.SetAttr, record.Truncate, record.Write, record.Allocate, record.SetXattr, record.Local:
 		f := h.fileLocked(r.ID)
 		f.data = insertLSN(f.data, r.LSN)
+		f.note(r)
 	case record.Label:
 		h.labels[r.Name] = r.LSN
 	case record.Begin:
@@ -76,7 +78,15 @@ func (h *history) addNameLocked(r *record.Record) {
 		h.dirs[r.NewDir] = insertLSN(h.dirs[r.NewDir], r.LSN)
 	}
 	if r.Kind == record.Make {
-		h.fileLocked(r.ID).made = r.LSN
+		f := h.fileLocked(r.ID)
+		f.made = r.LSN
+		f.note(r)
+	}
+}
+
+func (f *fileHistory) note(r *record.Record) {
+	if !local(r) {
+		f.ours = max(f.ours, r.LSN)
 	}
 }
 
@@ -224,6 +234,17 @@ func (h *history) changed(lsn proto.LSN) (files, dirs []proto.FileID) {
 	slices.Sort(files)
 	slices.Sort(dirs)
 	return files, dirs
+}
+
+// ours returns the newest record that made or changed a file for somebody else than
+// a process of the server, 0 if none is kept.
+func (h *history) ours(id proto.FileID) proto.LSN {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if f := h.files[id]; f != nil {
+		return f.ours
+	}
+	return 0
 }
 
 // newest returns the newest record up to lsn that concerns a file or its entries, 0 if none is kept.

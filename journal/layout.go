@@ -160,8 +160,8 @@ func (r *recovery) gather() (*contents, error) {
 	err := r.replay(func(now *record.Record) {
 		rec = now
 		switch {
-		case rec.Kind == record.Local && r.sameRun && c.newest[rec.ID] <= rec.Upto:
-			c.forget(rec.ID) // what was applied before is there, and what the process did to it
+		case local(rec) && r.kept(rec) && c.newest[rec.ID] <= rec.Upto:
+			c.forget(rec.ID)
 		case !local(rec):
 			c.newest[rec.ID] = rec.LSN
 		}

@@ -111,6 +111,7 @@ type localState struct {
 
 	mu       sync.Mutex             // a leaf
 	suspects map[proto.FileID]int64 // directories to be compared, with the ctime that was known of them; guarded by mu
+	unsynced map[proto.FileID]bool  // regular files that they changed, until syncLocal looks; guarded by mu
 	missed   bool                   // they were too many: everything is to be compared; guarded by mu
 
 	newest     proto.LSN            // newest record of what they did; guarded by queueMu
@@ -148,7 +149,7 @@ func (l leftNames) take(at place) bool {
 const maxLocalDirs = 4096
 
 func newLocalState() localState {
-	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}}
+	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}, unsynced: map[proto.FileID]bool{}}
 }
 
 // suspect asks for a directory to be compared. It does not block.
@@ -192,6 +193,9 @@ func (j *Journal) localLoop(ctx context.Context) {
 			j.localFailed(err)
 		}
 		older = newer
+		if err := j.syncLocal(ctx); err != nil {
+			j.localFailed(err)
+		}
 		tick.Reset(max(localTick, 4*time.Since(began)))
 	}
 }
@@ -347,6 +351,7 @@ func (j *Journal) emitLocked(r *record.Record, by Process) error {
 	if err := j.log.Append(r); err != nil {
 		return err
 	}
+	j.toBeSynced(r)
 	j.viewMu.Lock()
 	j.tree.apply(r)
 	j.hist.add(r)
@@ -389,6 +394,7 @@ func (j *Journal) noticeLocal(n *node, info vfs.Info) proto.LSN {
 		return n.change // the log is full or failed: changes are refused, reading goes on
 	}
 	j.hist.add(r)
+	j.toBeSynced(r)
 	j.tree.seen(n.id, info.Ctime, r.LSN)
 	j.announce([]*record.Record{r})
 	return r.LSN

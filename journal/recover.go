@@ -33,6 +33,7 @@ type recovery struct {
 	number int                              // of the next parked name
 	found  map[proto.FileID]proto.LSN       // Make records of what processes of the server made
 	placed map[proto.FileID]bool            // files that recovery moved, and directories in which it did
+	remade map[proto.FileID]bool            // files whose inodes recovery made again
 
 	mount    string     // that the newest start was in
 	sameRun  bool       // it is this one, and has not been down since
@@ -50,7 +51,7 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 	r := &recovery{j: j, ck: ck, report: &Report{}, dead: map[proto.LSN]bool{}, made: map[proto.FileID]proto.LSN{},
 		places: map[vfs.Ident]map[place]bool{}, want: map[vfs.Ident]map[place]bool{}, owner: map[vfs.Ident]proto.FileID{},
 		moved: map[proto.FileID]bool{}, dirs: map[proto.FileID]map[string]bool{}, opened: map[proto.FileID]vfs.Dir{},
-		parked: map[vfs.Ident][]string{}, found: map[proto.FileID]proto.LSN{}, placed: map[proto.FileID]bool{}}
+		parked: map[vfs.Ident][]string{}, found: map[proto.FileID]proto.LSN{}, placed: map[proto.FileID]bool{}, remade: map[proto.FileID]bool{}}
 	defer r.closeDirs()
 	r.loadState()
 	if err := r.readLog(); err != nil {

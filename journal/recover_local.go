@@ -59,6 +59,19 @@ func (r *recovery) changedSince(info vfs.Info) bool {
 	return r.sameRun && proto.Time(info.Ctime) > r.lastTime+lateApply
 }
 
+// kept reports whether a record says that what was applied to a file before is there, with
+// what processes of the server did to it: on a mount that lasted, or because it was
+// synced. An inode that was made again has nothing of it.
+func (r *recovery) kept(rec *record.Record) bool {
+	switch rec.Kind {
+	case record.Local:
+		return r.sameRun
+	case record.Synced:
+		return !r.remade[rec.ID]
+	}
+	return false
+}
+
 // recoveringName is in the journal's directory while a recovery relies on the
 // mount having lasted; it need not be durable, for a cut ends the mount.
 const recoveringName = "recovering"

@@ -393,6 +393,7 @@ func (r *recovery) remake(id proto.FileID, old vfs.Ident) error {
 		}
 		r.opened[id] = d
 	}
+	r.remade[id] = true
 	r.report.Remade++
 	return nil
 }

@@ -16,7 +16,7 @@ const (
 	Truncate                   // OldSize to NewSize; the image, or grave/LSN with FlagGraveImage, holds the bytes cut off
 	Write                      // bytes [Off, Off+Len) of ID; Pieces say which were overwritten and which are new
 	Data                       // bytes of ID that earlier records wrote without image, now in the log (an fsync of few bytes)
-	Synced                     // everything of ID that records up to Upto wrote is durable in the file
+	Synced                     // everything of ID that records up to Upto wrote is durable in the file; with FlagLocal its attributes, and what processes of the server did to it before, are too
 	SetXattr                   // OldValue (HasOld) to Value (HasNew) of attribute Name
 	Local                      // ID was changed by a process of the server, seen now: New and NewSize as found (Mode 0: not looked at), OldMtime the ctime before, HasNew: its content may be another; what changes up to Upto did was applied before
 	Adopt                      // the inode Inode under Dir/Name got the number ID; with FlagRecovered ID's inode is Inode now
