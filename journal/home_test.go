@@ -116,7 +116,7 @@ func TestJournalElsewhere(t *testing.T) {
 	wants(status.Conflict, "is empty", export, at("empty"))
 	wants(status.Conflict, "of another directory", at("export2"), home)
 	require.NoFileExists(t, filepath.Join(at("export2"), DirName), "no link to a journal that was refused")
-	j, stop, err = openAt(t, at("export3"), "")
+	_, stop, err = openAt(t, at("export3"), "")
 	require.NoError(t, err)
 	stop()
 	wants(status.Conflict, "has a journal of its own", at("export3"), at("empty"))

@@ -421,12 +421,11 @@ func longNames() *script {
 		s.do("0 setxattr path=%q name=\"user.a\" value=\"b\"", long)
 	}
 	for _, size := range []int{4094, 4095, 4096, 8000} {
-		path := strings.Repeat("d/", 2000)
 		s.do("0 mkdir path=\"d\" mode=0755")
 		for deep := 2; deep <= 60; deep++ {
 			s.do("0 mkdir path=%q mode=0755", strings.Repeat("d/", deep))
 		}
-		path = strings.Repeat("d/", 60) + strings.Repeat("./", size)[:size-120-1] + "f"
+		path := strings.Repeat("d/", 60) + strings.Repeat("./", size)[:size-120-1] + "f"
 		s.do("0 open slot=1 path=%q flags=CREAT|RDWR mode=0644", path)
 		s.do("0 stat path=%q", path)
 		s.do("0 rename path=%q to=%q", path, strings.ReplaceAll(path, "f", "g"))
