@@ -170,11 +170,10 @@ func TestFailedSyncIsFinal(t *testing.T) {
 				_, err := e.do(&proto.Sync{ID: big})
 				require.Equal(t, status.IO, status.Of(err))
 			case "tree":
-				for i := range 100 { // until a checkpoint comes
-					if _, err := e.do(&proto.Write{ID: big, Off: uint64(i) << 16, Data: make([]byte, 4096)}); err != nil {
-						break
-					}
-				}
+				require.Eventually(t, func() bool { // until a checkpoint comes, which has its own goroutine
+					_, err := e.do(&proto.Write{ID: big, Data: make([]byte, 4096)})
+					return err != nil
+				}, time.Minute, 100*time.Microsecond)
 				require.Error(t, e.Failed())
 			}
 			_, err := e.do(&proto.Make{Dir: proto.RootID, Name: "x", Mode: proto.ModeRegular})
