@@ -200,7 +200,7 @@ func (m *Mounted) detachUnused(ctx context.Context) error {
 		select {
 		case <-again.C:
 		case <-grace.C:
-			return err
+			return inUse(m.point)
 		case <-ctx.Done():
 			return err
 		}

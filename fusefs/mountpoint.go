@@ -236,7 +236,7 @@ func unmountError(err error, point string) error {
 	case err == nil, errors.Is(err, unix.EINVAL):
 		return nil
 	case errors.Is(err, unix.EBUSY):
-		return status.Newf(status.Busy, "umount", point, "files of the mount are open, or it is somebody's current directory")
+		return status.Newf(status.Busy, "umount", point, "in use")
 	}
 	return status.Wrap(err, "umount", point)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"net"
 	"os"
@@ -116,7 +117,7 @@ func TestFailures(t *testing.T) {
 			cwd.Dir = m
 			require.NoError(l.t, cwd.Start())
 			l.t.Cleanup(func() { cwd.Process.Kill(); cwd.Wait() })
-			return []failure{{args: []string{"cagefs", "umount", m}, code: 7, text: "current directory"}}
+			return []failure{{args: []string{"cagefs", "umount", m}, code: 7, text: fmt.Sprintf("in use by sleep (%d)", cwd.Process.Pid)}}
 		}},
 		{"keys", func(l *lab, s *server, mnt string) []failure {
 			src := s.addr + ":/data"

@@ -1,0 +1,68 @@
+package fusefs
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"cagefs.dev/cage/remote/status"
+)
+
+// maxUsers is how many processes a message names.
+const maxUsers = 5
+
+// inUse is the error for a mount that cannot be detached: status.Busy, with the processes that are known.
+func inUse(point string) error {
+	users := usersOf(point)
+	if len(users) == 0 {
+		return status.Newf(status.Busy, "umount", point, "files of the mount are open, or it is somebody's current directory")
+	}
+	more := ""
+	if len(users) > maxUsers {
+		users, more = users[:maxUsers], " and others"
+	}
+	return status.Newf(status.Busy, "umount", point, "in use by %s%s", strings.Join(users, ", "), more)
+}
+
+// usersOf names the processes that have a file open or mapped at or below a
+// mountpoint, or their current or root directory there; of other users' processes
+// only root sees that. It looks at nothing but /proc, so that a mount whose server
+// is gone does not delay it.
+func usersOf(point string) (names []string) {
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		if !uses(p, point) {
+			continue
+		}
+		comm, _ := os.ReadFile(p + "/comm")
+		names = append(names, fmt.Sprintf("%s (%s)", bytes.TrimSpace(comm), filepath.Base(p)))
+	}
+	return names
+}
+
+func uses(proc, point string) bool {
+	links := []string{proc + "/cwd", proc + "/root"}
+	fds, _ := os.ReadDir(proc + "/fd")
+	for _, fd := range fds {
+		links = append(links, proc+"/fd/"+fd.Name())
+	}
+	for _, l := range links {
+		if path, err := os.Readlink(l); err == nil && below(path, point) {
+			return true
+		}
+	}
+	maps, _ := os.ReadFile(proc + "/maps")
+	for line := range strings.Lines(string(maps)) {
+		if i := strings.IndexByte(line, '/'); i >= 0 && below(strings.TrimSuffix(line[i:], "\n"), point) {
+			return true
+		}
+	}
+	return false
+}
+
+func below(path, dir string) bool {
+	rest, ok := strings.CutPrefix(path, dir)
+	return ok && (rest == "" || rest[0] == '/' || rest == " (deleted)")
+}
