@@ -48,7 +48,7 @@ demo: build ## a server and a mount on this machine, step by step (under a minut
 bench: ## the micro-benchmarks of all packages
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-bench-memory: build ## memory of the daemons over a million files and 20 GiB (an hour; 30 GB of disk)
+bench-memory: build ## memory of the daemons over a million files and 20 GiB (a quarter of an hour; 30 GB of disk)
 	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h -run 'TestMemory$$' ./cmd/internal/e2e
 
 clean: ## what the others left
