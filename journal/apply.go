@@ -22,6 +22,7 @@ func (j *Journal) applyPending(p *pending) error {
 		j.viewMu.Unlock()
 		return err
 	}
+	j.noticeBefore(p.recs)
 	for i, r := range p.recs {
 		do := j.applyRecord
 		if p.append && r.Kind == record.Write && r.Off == p.n {
@@ -140,6 +141,7 @@ func (j *Journal) look(r *record.Record) {
 		}
 		if n, info, err := j.tree.stat(id); err == nil {
 			j.tree.seen(id, info.Ctime, r.LSN)
+			j.noticeAfter(r, &n, info)
 			j.duringGap(&n)
 			j.countGrave(r, id, int64(info.Blocks)*512)
 		}

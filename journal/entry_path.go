@@ -50,16 +50,20 @@ func (p *paths) places(id proto.FileID, at proto.LSN) ([]place, error) {
 	return placesBefore(n.names, recs, id), nil
 }
 
-// place returns a name of a file then, or the last that it had before.
+// place returns a name of a file then, or the last that it had before, or the
+// first that it got later: what a process of the server does with a new file may
+// be recorded before that it made it.
 func (p *paths) place(id proto.FileID, at proto.LSN) (place, bool, error) {
 	places, err := p.places(id, at)
 	if err != nil || len(places) > 0 {
 		return first(places), len(places) > 0, err
 	}
-	for _, lsn := range slices.Backward(p.j.hist.names(id, 0)) {
-		if lsn > at {
-			continue
-		}
+	before, later := []proto.LSN(nil), p.j.hist.names(id, at)
+	if all := p.j.hist.names(id, 0); len(all) > len(later) {
+		before = slices.Clone(all[:len(all)-len(later)])
+		slices.Reverse(before)
+	}
+	for n, lsn := range append(before, later...) {
 		r, err := p.read(lsn)
 		if err != nil {
 			return place{}, false, err
@@ -68,7 +72,7 @@ func (p *paths) place(id proto.FileID, at proto.LSN) (place, bool, error) {
 			continue
 		}
 		for _, c := range nameChanges(r) {
-			if c.before == id {
+			if n < len(before) && c.before == id || n >= len(before) && c.after == id {
 				return c.at, true, nil
 			}
 		}

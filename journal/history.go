@@ -122,6 +122,14 @@ func (h *history) cancel(lsn proto.LSN) {
 	}
 }
 
+// cancelled reports whether a record was taken back.
+func (h *history) cancelled(lsn proto.LSN) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, dead := h.dead[lsn]
+	return dead
+}
+
 // forget drops everything below a record, which the log has dropped.
 func (h *history) forget(below proto.LSN) {
 	h.mu.Lock()
@@ -265,10 +273,7 @@ func (h *history) newest(id proto.FileID, lsn proto.LSN) (out proto.LSN) {
 
 // read returns the skeleton of a record, nil if it never happened or is not committed yet.
 func (h *history) read(lsn proto.LSN) (*record.Record, error) {
-	h.mu.Lock()
-	_, dead := h.dead[lsn]
-	h.mu.Unlock()
-	if dead {
+	if h.cancelled(lsn) {
 		return nil, nil
 	}
 	r, err := h.log.Read(lsn, false)

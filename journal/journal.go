@@ -42,7 +42,12 @@ type Options struct {
 	Now             func() proto.Time // nil: the system's clock
 	Log             zerolog.Logger
 	Mount           string // names the export's mount, from its beginning to its end (vfs.MountRun); "": not known
-	Told            bool   // Notice is told of everything: a directory that a reader finds changed need not be compared
+	// Told reports whether Notice is told at present of everything that happens to names: a directory that
+	// a reader finds changed need not be compared. nil: it is not. It must not block.
+	Told func() bool
+	// Sure says that the events are LocalSure. Otherwise Notice may be told of what the journal itself
+	// did, or of nothing, and each change first looks at what it would hide.
+	Sure bool
 	// Changed is called after each applied change, those of clients in order, from
 	// any goroutine: it must not block or call back.
 	Changed func(Applied)

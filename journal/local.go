@@ -45,6 +45,7 @@ const (
 	LocalContent                       // content or size of what is under the name changed
 	LocalAttr                          // its attributes or extended attributes changed
 	LocalSure                          // another process did it; otherwise it may have been this one
+	LocalClosed                        // it was closed by somebody who could write it
 )
 
 // LocalPlace is a name in a directory that is known by its inode.
@@ -100,10 +101,14 @@ func (j *Journal) Notice(ctx context.Context, events []LocalEvent) error {
 // Rescan compares everything that the journal knows with the disk: events since a
 // time may have been missed, so that a file changed since then counts as changed by a
 // process of the server, and is only known to be so with one that no record explains.
-// It works beside changes and reads; it returns when it is done.
+// Without Options.Sure it is only the latter. It works beside changes and reads; it returns when it is done.
 func (j *Journal) Rescan(ctx context.Context, since proto.Time) error {
 	return j.rescan(ctx, since)
 }
+
+// Poll is Rescan where nobody tells of changes: it takes a tenth of the time, so
+// that it can be called again and again.
+func (j *Journal) Poll(ctx context.Context) error { return j.poll(ctx) }
 
 // localState is what localLoop has to do, and what it did.
 type localState struct {
@@ -287,20 +292,17 @@ func (j *Journal) notice(ctx context.Context, events []LocalEvent) error {
 		list = append(list, placed{at, e})
 	}
 	c := j.newCompare()
+	j.planMu.Lock()
+	early := j.local.early
+	j.planMu.Unlock()
 	c.events = func(at place) (e LocalEvent) {
 		if i, ok := merged[at]; ok && list[i].e.What&LocalIn != 0 {
 			return list[i].e
 		}
-		return j.local.early[at]
+		return early[at]
 	}
 	for _, p := range list {
-		var err error
-		if p.at.name == "" {
-			err = c.file(ctx, p.at.dir, p.e)
-		} else {
-			err = c.name(ctx, p.at, p.e)
-		}
-		if err != nil {
+		if err := c.event(ctx, p); err != nil {
 			return err
 		}
 	}
@@ -343,11 +345,7 @@ func (j *Journal) dirOf(p LocalPlace) (proto.FileID, error) {
 // emitLocked records what a process of the server has done, and lets the table
 // and those who listen know. The caller holds planMu.
 func (j *Journal) emitLocked(r *record.Record, by Process) error {
-	who := r
-	who.Client, who.PID, who.PGID, who.UID, who.GID, who.Comm = record.LocalClient, by.PID, by.PGID, by.UID, by.GID, by.Comm
-	if r.Kind != record.Local {
-		r.Flag |= record.FlagLocal
-	}
+	stamp(r, by)
 	if err := j.log.Append(r); err != nil {
 		return err
 	}
@@ -356,12 +354,17 @@ func (j *Journal) emitLocked(r *record.Record, by Process) error {
 	j.tree.apply(r)
 	j.hist.add(r)
 	j.viewMu.Unlock()
-	j.queueMu.Lock()
-	j.local.newest = r.LSN
-	j.localAppliedLocked()
-	j.queueMu.Unlock()
+	j.countLocal(r.LSN)
 	j.announce([]*record.Record{r})
 	return nil
+}
+
+// countLocal counts a record of processes of the server as the newest of them.
+func (j *Journal) countLocal(lsn proto.LSN) {
+	j.queueMu.Lock()
+	defer j.queueMu.Unlock()
+	j.local.newest = max(j.local.newest, lsn)
+	j.localAppliedLocked()
 }
 
 // localAppliedLocked counts the records of processes of the server as applied
@@ -383,21 +386,75 @@ func (j *Journal) noticeLocal(n *node, info vfs.Info) proto.LSN {
 	case j.opts.ReadOnly:
 		return n.change
 	case n.typ == proto.ModeDir:
-		if !j.opts.Told || j.local.gap.open.Load() {
+		if !j.told() || j.local.gap.open.Load() {
 			j.suspect(n)
 		}
 		return n.change
 	}
 	r := j.localRecord(n, info, LocalContent)
-	r.Client = record.LocalClient
-	if err := j.log.Append(r); err != nil {
+	if err := j.emitSeen(r, Process{}, info.Ctime); err != nil {
 		return n.change // the log is full or failed: changes are refused, reading goes on
+	}
+	return r.LSN
+}
+
+func (j *Journal) told() bool { return j.opts.Told != nil && j.opts.Told() }
+
+// noticeBefore notices what processes of the server did to the files that a change
+// is about to alter: afterwards their ctimes do not tell any more. Names tell by
+// themselves. The caller holds viewMu.
+func (j *Journal) noticeBefore(recs []*record.Record) {
+	if j.opts.Sure {
+		return
+	}
+	for _, r := range recs {
+		for _, id := range []proto.FileID{r.ID, r.Victim, r.Dir, r.NewDir} {
+			if id == 0 {
+				continue
+			}
+			if n, info, err := j.tree.stat(id); err == nil && n.ctime != info.Ctime {
+				j.noticeLocal(&n, info)
+			}
+		}
+	}
+}
+
+// timeStep is coarser than what file systems keep of times.
+const timeStep = 1000
+
+// noticeAfter notices a write of a process of the server between the last step of a
+// change and the look at what it left: the time of modification is not the change's.
+// The caller holds viewMu.
+func (j *Journal) noticeAfter(r *record.Record, n *node, info vfs.Info) {
+	if j.opts.Sure || !changesData(r) || r.ID != n.id {
+		return
+	}
+	if d := info.Mtime - int64(mtimeAfter(r)); d <= -timeStep || d >= timeStep {
+		j.noticeLocal(n, info)
+	}
+}
+
+// emitSeen records what a process of the server did to a file's content or
+// attributes, seen at a ctime. The caller holds viewMu, and with it what the file
+// is like and what is known of it belong together.
+func (j *Journal) emitSeen(r *record.Record, by Process, ctime int64) error {
+	stamp(r, by)
+	if err := j.log.Append(r); err != nil {
+		return err
 	}
 	j.hist.add(r)
 	j.toBeSynced(r)
-	j.tree.seen(n.id, info.Ctime, r.LSN)
+	j.tree.seen(r.ID, ctime, r.LSN)
 	j.announce([]*record.Record{r})
-	return r.LSN
+	return nil
+}
+
+// stamp writes into a record that a process of the server did it.
+func stamp(r *record.Record, by Process) {
+	r.Client, r.PID, r.PGID, r.UID, r.GID, r.Comm = record.LocalClient, by.PID, by.PGID, by.UID, by.GID, by.Comm
+	if r.Kind != record.Local {
+		r.Flag |= record.FlagLocal
+	}
 }
 
 // localRecord describes a file as a process of the server left it.

@@ -16,13 +16,16 @@ import (
 // under them may have moved there. It belongs to one goroutine.
 type compare struct {
 	j       *Journal
-	gap     bool // what is found happened while no server ran
+	gap     bool    // what is found happened while no server ran
+	gentle  *gentle // nil: as fast as it goes
 	gone    []placed
 	listed  []listedDir
 	emitted bool                   // records that are not committed yet
 	named   map[proto.FileID]bool  // directories in which a name was recorded
 	events  func(place) LocalEvent // what was seen at a place, if there are events
 	early   map[place]LocalEvent   // of names that were given and are gone already, though nobody has told
+	done    map[place]bool         // places whose events were looked at
+	written map[proto.FileID]bool  // files of which a record says already that their content changed
 }
 
 // placed is an event with its place.
@@ -38,7 +41,7 @@ type listedDir struct {
 }
 
 func (j *Journal) newCompare() *compare {
-	return &compare{j: j, named: map[proto.FileID]bool{}, early: map[place]LocalEvent{},
+	return &compare{j: j, named: map[proto.FileID]bool{}, early: map[place]LocalEvent{}, done: map[place]bool{}, written: map[proto.FileID]bool{},
 		events: func(place) LocalEvent { return LocalEvent{} }}
 }
 
@@ -59,6 +62,26 @@ func (c *compare) planned(ctx context.Context, f func() error) error {
 			return err
 		}
 	}
+}
+
+// event compares what one tells of, after the directories that it is in.
+func (c *compare) event(ctx context.Context, p placed) error {
+	if p.at.name == "" {
+		return c.file(ctx, p.at.dir, p.e)
+	}
+	if c.done[p.at] {
+		return nil
+	}
+	c.done[p.at] = true
+	n, ok := c.j.tree.get(p.at.dir)
+	if ok && len(n.names) > 0 && c.j.unrecorded(n.id) {
+		if e := c.events(n.names[0]); e.What&LocalIn != 0 { // it is as new, and the log names it first
+			if err := c.event(ctx, placed{n.names[0], e}); err != nil {
+				return err
+			}
+		}
+	}
+	return c.name(ctx, p.at, p.e)
 }
 
 // name compares what is under a name.
@@ -127,14 +150,21 @@ func (c *compare) nameLocked(at, from place, e LocalEvent, last bool) error {
 		return err
 	}
 	id := j.tree.holder(info.Ident)
+	before, _ := j.tree.get(id)
 	switch {
 	case id != 0 && id == was:
 		j.tree.settle(at, id)
-		if e.What&LocalIn != 0 && j.unrecorded(id) { // somebody looked at it before this came
-			if from.dir != 0 && from != at && j.tree.recorded(from) == 0 {
-				return c.renamedLocked(from, at, 0, id, info, e)
-			}
-			return c.madeLocked(at, id, info, c.target(h.dir, at.name, info), e)
+		if e.What&LocalIn == 0 || !j.unrecorded(id) {
+			break
+		}
+		// somebody looked at it before this came
+		if from.dir != 0 && from != at && j.tree.recorded(from) == 0 {
+			err = c.renamedLocked(from, at, 0, id, info, e)
+		} else {
+			err = c.madeLocked(at, id, info, c.target(h.dir, at.name, info), e)
+		}
+		if err != nil {
+			return err
 		}
 	case id == 0 && was == 0 && e.What&LocalIn == 0 && from.dir == 0:
 		if e.What&(LocalContent|LocalAttr) == 0 { // it was there before and nobody has asked for it yet
@@ -145,12 +175,13 @@ func (c *compare) nameLocked(at, from place, e LocalEvent, last bool) error {
 			return err
 		}
 		j.tree.settle(at, id)
+		e.What |= LocalSure // clients change only what has a number
 	default:
 		if id, err = c.arrivedLocked(at, from, was, id, info, h.dir, e); err != nil {
 			return err
 		}
 	}
-	return c.fileLocked(id, info, e)
+	return c.fileLocked(id, e, before)
 }
 
 // unrecorded reports whether no record says where a file has its names from.
@@ -166,8 +197,9 @@ func (c *compare) absentLocked(at place, was proto.FileID, e LocalEvent, last bo
 			if err := c.emitLocked(&record.Record{Kind: record.Local, ID: was, HasNew: true}, e); err != nil {
 				return err
 			}
+			c.written[was] = true
 		}
-		if e.What&LocalIn != 0 && e.What&LocalOut == 0 && e.What&LocalSure != 0 { // the event that took it is on its way
+		if e.What&LocalIn != 0 && e.What&LocalOut == 0 { // the event that took it is on its way
 			if len(c.early) < maxEarly {
 				c.early[at] = e
 			}
@@ -381,58 +413,21 @@ var doneBy = map[record.Kind]LocalWhat{
 }
 
 func (c *compare) emitLocked(r *record.Record, e LocalEvent) error {
-	if c.gap {
-		r.Flag |= record.FlagGap
-	}
-	if r.Flag&record.FlagGap != 0 {
-		if err := c.j.tellGap(); err != nil {
-			return err
-		}
+	if err := c.flagGap(r); err != nil {
+		return err
 	}
 	c.emitted = true
 	return c.j.emitLocked(r, e.by(doneBy[r.Kind]))
 }
 
-// file compares a file, or what a directory is beside its names.
-func (c *compare) file(ctx context.Context, id proto.FileID, e LocalEvent) error {
-	return c.planned(ctx, func() error {
-		_, info, err := c.j.tree.stat(id)
-		if gone(err) || status.Of(err) == status.Stale {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return c.fileLocked(id, info, e)
-	})
-}
-
-// fileLocked records a change of a file's content or attributes: one that
-// somebody saw another process make, or one that its ctime gives away.
-func (c *compare) fileLocked(id proto.FileID, info vfs.Info, e LocalEvent) error {
-	j := c.j
-	n, ok := j.tree.get(id)
-	if !ok {
-		return nil
+// flagGap marks what is found of the time when no server ran.
+func (c *compare) flagGap(r *record.Record) error {
+	if c.gap {
+		r.Flag |= record.FlagGap
 	}
-	sure := e.What&LocalSure != 0 && e.What&(LocalContent|LocalAttr) != 0
-	switch {
-	case sure && e.What&LocalIn != 0 && n.ctime == info.Ctime && n.change == j.hist.made(id): // its making has told
-		return nil
-	case sure:
-	case n.ctime == info.Ctime:
-		return nil
-	case n.ctime == 0 && !j.afterLastRun(info), n.typ == proto.ModeDir && e.What&LocalAttr == 0:
-		j.tree.seen(id, info.Ctime, n.change)
-		return nil
-	default:
-		e.What |= LocalContent
+	if r.Flag&record.FlagGap != 0 {
+		return c.j.tellGap()
 	}
-	r := j.localRecord(&n, info, e.What)
-	if err := c.emitLocked(r, e); err != nil {
-		return err
-	}
-	j.tree.seen(id, info.Ctime, r.LSN)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/journal/vfs"
@@ -79,7 +80,35 @@ func (j *Journal) duringGap(n *node) {
 }
 
 func (j *Journal) rescan(ctx context.Context, since proto.Time) error {
-	return j.newCompare().all(ctx, since, since)
+	files := since
+	if !j.opts.Sure { // nothing that others did is hidden behind what a client did since
+		files = 0
+	}
+	return j.newCompare().all(ctx, since, files)
+}
+
+func (j *Journal) poll(ctx context.Context) error {
+	c := j.newCompare()
+	c.gentle = &gentle{began: time.Now()}
+	return c.all(ctx, 0, 0)
+}
+
+// gentle makes a loop take a tenth of the time. It belongs to one goroutine.
+type gentle struct{ began time.Time }
+
+const gentleWork = 5 * time.Millisecond
+
+// step rests when it is time to.
+func (g *gentle) step(ctx context.Context) {
+	work := time.Since(g.began)
+	if work < gentleWork {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(9 * work):
+	}
+	g.began = time.Now()
 }
 
 // all compares everything that is known: first names, in the directories whose
@@ -90,6 +119,9 @@ func (c *compare) all(ctx context.Context, names, files proto.Time) error {
 	differs := func(n node, since proto.Time) (sure, differs bool) {
 		if n.ctime == 0 && !c.gap || len(n.names) == 0 && n.id != proto.RootID {
 			return false, false
+		}
+		if c.gentle != nil {
+			c.gentle.step(ctx)
 		}
 		var info vfs.Info
 		err := j.viewed(func() (err error) {
@@ -124,9 +156,9 @@ func (c *compare) all(ctx context.Context, names, files proto.Time) error {
 	each := j.tree.each(func(n node) bool {
 		if n.typ != proto.ModeDir {
 			if sure, is := differs(n, files); is {
-				e := LocalEvent{What: LocalContent}
+				e := LocalEvent{}
 				if sure {
-					e.What |= LocalSure
+					e.What = LocalContent | LocalSure
 				}
 				err = c.file(ctx, n.id, e)
 			}

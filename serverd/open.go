@@ -22,6 +22,8 @@ type Spec struct {
 	HistoryCap int64
 	// TableCache is journal.Options.TableCache.
 	TableCache int64
+	// WatchMemory is how many bytes knowing the watched directories may take, where each needs a watch; 0: 16 MiB.
+	WatchMemory int64
 }
 
 // Exports are opened exports with their journals. Close them after Serve.
@@ -54,9 +56,9 @@ func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
 	}
 	feed := NewFeed()
 	log = log.With().Str("export", s.Name).Logger()
-	local := watchLocal(s.Dir, log)
+	local := watchLocal(s.Dir, s.WatchMemory, log)
 	o.HistoryCap, o.TableCache, o.Log, o.Changed = s.HistoryCap, s.TableCache, log, feed.Publish
-	o.Told, o.Mount = local.complete(), vfs.MountRun(s.Dir)
+	o.Told, o.Sure, o.Mount = local.complete, local.sure(), vfs.MountRun(s.Dir)
 	j, report, err := journal.Open(ctx, o)
 	if err != nil {
 		local.close()

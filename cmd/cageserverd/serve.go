@@ -123,6 +123,7 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	for i := range f.exports {
 		f.exports[i].HistoryCap = int64(f.historyCap)
 		f.exports[i].TableCache = int64(f.memory) / 4 / int64(len(f.exports))
+		f.exports[i].WatchMemory = int64(f.memory) / 16 / int64(len(f.exports))
 	}
 	exports, err := serverd.OpenExports(ctx, f.exports, log)
 	if err != nil {

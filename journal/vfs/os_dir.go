@@ -3,6 +3,7 @@ package vfs
 import (
 	"bytes"
 	"encoding/binary"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -293,4 +294,14 @@ func eachDirent(b []byte, f func(name string, ino uint64, typ uint32, cookie uin
 		}
 	}
 	return true
+}
+
+// AtPath calls f with a path that leads to an open directory of OS while f runs,
+// for system calls that take nothing else. EOPNOTSUPP for other directories.
+func AtPath(d Dir, f func(path string) error) error {
+	o, ok := d.(*osDir)
+	if !ok {
+		return syscall.EOPNOTSUPP
+	}
+	return o.h.do(func(fd int) error { return f("/proc/self/fd/" + strconv.Itoa(fd)) })
 }

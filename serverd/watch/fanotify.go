@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +14,8 @@ type fanotify struct {
 	// Set at construction.
 	o    Options
 	file *os.File
-	root int // the tree's root: where handles are opened
+	raw  syscall.RawConn // of file
+	root int             // the tree's root: where handles are opened
 	self int32
 
 	// Owned by run.
@@ -51,8 +53,14 @@ func openFanotify(o Options) (*fanotify, error) {
 		unix.Close(root)
 		return nil, os.NewSyscallError("fanotify_mark", err)
 	}
-	return &fanotify{o: o, file: os.NewFile(uintptr(fd), "fanotify"), root: root, self: int32(os.Getpid()),
-		dirs: map[handle]*dirInfo{}, procs: newProcesses()}, nil
+	f := &fanotify{o: o, file: os.NewFile(uintptr(fd), "fanotify"), root: root, self: int32(os.Getpid()),
+		dirs: map[handle]*dirInfo{}, procs: newProcesses()}
+	if f.raw, err = f.file.SyscallConn(); err != nil {
+		f.file.Close()
+		unix.Close(root)
+		return nil, err
+	}
+	return f, nil
 }
 
 func canOpenHandles(root int) error {
@@ -67,14 +75,19 @@ func canOpenHandles(root int) error {
 	return err
 }
 
+func (f *fanotify) by() string { return "fanotify" }
+
+func (f *fanotify) sure() bool { return true }
+
 func (f *fanotify) close() { f.file.Close() }
 
 // run reads events until close.
 func (f *fanotify) run(w *Watcher) error {
 	defer unix.Close(f.root)
+	w.complete.Store(true)
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := f.file.Read(buf)
+		n, err := w.read(f.raw, buf, func() bool { return false })
 		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
@@ -82,7 +95,7 @@ func (f *fanotify) run(w *Watcher) error {
 			return err
 		}
 		if err := decode(buf[:n], func(e event) { f.take(w, e) }); err != nil {
-			w.overflow()
+			w.overflow(w.emptied())
 			w.failed(err)
 		}
 	}
@@ -91,7 +104,7 @@ func (f *fanotify) run(w *Watcher) error {
 // take handles one event.
 func (f *fanotify) take(w *Watcher, e event) {
 	if e.mask&unix.FAN_Q_OVERFLOW != 0 {
-		w.overflow()
+		w.overflow(w.emptied())
 		return
 	}
 	if e.mask&unix.FAN_ONDIR != 0 && e.mask&unix.FAN_RENAME != 0 { // paths change, also by this process

@@ -1,21 +1,26 @@
 // Package watch sees what processes of the server do to a directory tree.
 //
-// It owns the descriptors of fanotify. It promises that what another
+// It owns the descriptors of fanotify and inotify. It promises that what another
 // process did below the root is told within a fifth of a second, as places to look at,
 // with the process where the kernel says which; or that it is told that something was
-// lost, and since when. It never tells of what this process did. It must not know file
+// lost, and since when; or that not all is watched. It must not know file
 // numbers, records or sessions: a place is a directory's inode, its path at that time, and a name.
 //
 // fanotify needs root and a file system with handles; one mark covers the whole file
 // system, and what is outside of the tree is dropped by the directory's handle, which is
-// looked up once. Where that is not possible Start fails, and the caller has to look by
-// itself.
+// looked up once. It never tells of what this process did. Where it is refused, each
+// directory gets a watch of inotify. That tells neither who did it nor leaves out what
+// this process did, and the kernel gives a user so many watches only.
+// Stores through a mapping are told by neither before the file is closed.
 package watch
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +39,7 @@ const (
 	Content                  // content or size
 	Attr                     // attributes
 	Sure                     // another process did it
+	Closed                   // it was closed by somebody who could write it
 )
 
 // Place is a name in a directory.
@@ -68,6 +74,12 @@ type Options struct {
 	Seen func(context.Context, []Event) error
 	// Lost says that events since a time may be missing.
 	Lost func(ctx context.Context, since time.Time) error
+	// Unwatched says that some of the tree was not watched from the start, or for a while, until just now.
+	Unwatched func(context.Context) error
+	// Walked says that a walk has given watches to so many directories, and whether those are all.
+	// Called by inotify only. May be nil.
+	Walked  func(dirs int, all bool)
+	MaxDirs int // directories to watch at most, for inotify; each takes DirCost bytes
 	// Failed takes errors of Seen and Lost, and what ends the watching. May be nil.
 	Failed func(error)
 }
@@ -85,18 +97,33 @@ const (
 type Watcher struct {
 	// Set at construction.
 	o      Options
-	source *fanotify
+	source source
 	ctx    context.Context
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
 	wake   chan struct{} // something is pending
-	lose   chan struct{} // something was lost
+	lose   chan struct{} // something was lost, or not watched
+
+	complete atomic.Bool // all of the tree is watched
 
 	mu      sync.Mutex
 	pending []Event
 	index   map[placeKey]int // of pending
 	lost    time.Time        // events since then are missing; zero: none
+	gap     bool             // something was not watched
 	told    time.Time        // when all that had been read was taken
+	empty   time.Time        // when the kernel had no event
+}
+
+// source is where events come from.
+type source interface {
+	// run reads events until close.
+	run(*Watcher) error
+	close()
+	// by is its name.
+	by() string
+	// sure says that its events are Sure.
+	sure() bool
 }
 
 type placeKey struct {
@@ -105,24 +132,46 @@ type placeKey struct {
 	pid  uint32
 }
 
-// Start watches a tree. Errors: EPERM for who is not root, others for a file
-// system that has no handles or cannot be marked.
+// DirCost is about how many bytes of memory a directory takes that inotify watches.
+const DirCost = dirCost
+
+// Start watches a tree, with inotify where fanotify is refused. An error says why
+// it cannot be watched at all.
 func Start(o Options) (*Watcher, error) {
-	src, err := openFanotify(o)
-	if err != nil {
-		return nil, err
+	fan, err := openFanotify(o)
+	if err == nil {
+		return start(o, fan), nil
 	}
-	w := &Watcher{o: o, source: src, wake: make(chan struct{}, 1), lose: make(chan struct{}, 1), index: map[placeKey]int{}, told: time.Now()}
+	in, inErr := openInotify(o)
+	if inErr != nil {
+		return nil, errors.Join(err, inErr)
+	}
+	return start(o, in), nil
+}
+
+func start(o Options, src source) *Watcher {
+	now := time.Now()
+	w := &Watcher{o: o, source: src, wake: make(chan struct{}, 1), lose: make(chan struct{}, 1), index: map[placeKey]int{}, told: now, empty: now}
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	w.wg.Go(func() {
 		if err := src.run(w); err != nil {
+			w.complete.Store(false)
 			w.failed(err)
 		}
 	})
 	w.wg.Go(w.tell)
 	w.wg.Go(w.recover)
-	return w, nil
+	return w
 }
+
+// By is what the kernel tells it with: "fanotify" or "inotify".
+func (w *Watcher) By() string { return w.source.by() }
+
+// Sure reports whether only what other processes did is told, marked so.
+func (w *Watcher) Sure() bool { return w.source.sure() }
+
+// Complete reports whether all of the tree is watched at present.
+func (w *Watcher) Complete() bool { return w.complete.Load() }
 
 // Close stops watching and returns when no function of the options runs any more.
 func (w *Watcher) Close() {
@@ -161,7 +210,7 @@ func (w *Watcher) add(e Event) {
 		return
 	}
 	if len(w.pending) >= maxPending {
-		w.lostLocked()
+		w.lostLocked(w.told)
 		return
 	}
 	w.index[k] = len(w.pending)
@@ -169,18 +218,62 @@ func (w *Watcher) add(e Event) {
 	signal(w.wake)
 }
 
-// overflow is called when the kernel has dropped events.
-func (w *Watcher) overflow() {
+// dry is called when the kernel had no more events at a time.
+func (w *Watcher) dry(at time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.lostLocked()
+	w.empty = at
 }
 
-func (w *Watcher) lostLocked() {
-	if w.lost.IsZero() {
-		w.lost = w.told
+// emptied is when the kernel had no more events: what is read is of later.
+func (w *Watcher) emptied() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.empty
+}
+
+// overflow is called when the kernel has dropped events since a time.
+func (w *Watcher) overflow(since time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lostLocked(since)
+}
+
+func (w *Watcher) lostLocked(since time.Time) {
+	if w.lost.IsZero() || since.Before(w.lost) {
+		w.lost = since
 	}
 	signal(w.lose)
+}
+
+// unwatched is called when something was not watched that is by now.
+func (w *Watcher) unwatched() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gap = true
+	signal(w.lose)
+}
+
+// read waits for events. When there are none and busy says that there is something
+// else to do, it returns 0 instead.
+func (w *Watcher) read(from syscall.RawConn, buf []byte, busy func() bool) (n int, err error) {
+	closed := from.Read(func(fd uintptr) bool {
+		began := time.Now()
+		n, err = unix.Read(int(fd), buf)
+		switch err {
+		case unix.EINTR:
+			n, err = 0, nil
+		case unix.EAGAIN:
+			n, err = 0, nil
+			w.dry(began)
+			return busy()
+		}
+		return true
+	})
+	if closed != nil {
+		return 0, closed
+	}
+	return n, os.NewSyscallError("read", err)
 }
 
 // tell hands events on.
@@ -206,7 +299,7 @@ func (w *Watcher) tell() {
 		if err == nil {
 			w.told = last
 		} else {
-			w.lostLocked()
+			w.lostLocked(w.told)
 		}
 		w.mu.Unlock()
 		if err != nil {
@@ -224,22 +317,30 @@ func (w *Watcher) recover() {
 		case <-w.lose:
 		}
 		w.mu.Lock()
-		since := w.lost
-		w.lost = time.Time{}
+		since, gap := w.lost, w.gap
+		w.lost, w.gap = time.Time{}, false
 		w.mu.Unlock()
-		if since.IsZero() {
+		var err error
+		switch {
+		case !since.IsZero():
+			err = w.o.Lost(w.ctx, since)
+		case gap:
+			err = w.o.Unwatched(w.ctx)
+		}
+		if err == nil {
 			continue
 		}
-		if err := w.o.Lost(w.ctx, since); err != nil {
-			w.failed(err)
-			w.mu.Lock()
-			w.lost = since
-			w.mu.Unlock()
-			if !w.sleep(retryLost) {
-				return
-			}
-			signal(w.lose)
+		w.failed(err)
+		w.mu.Lock()
+		if !since.IsZero() {
+			w.lostLocked(since)
 		}
+		w.gap = w.gap || gap
+		w.mu.Unlock()
+		if !w.sleep(retryLost) {
+			return
+		}
+		signal(w.lose)
 	}
 }
 
