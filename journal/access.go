@@ -3,6 +3,7 @@ package journal
 import (
 	"slices"
 
+	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
@@ -67,4 +68,37 @@ func (j *Journal) mayLink(a *proto.Attr, s *Submission) error {
 		return status.NotOwner
 	}
 	return nil
+}
+
+// mayPrivilege checks a change of a file's mode or owner for setuid and setgid bits
+// that are new: they make whoever runs it its owner or group, and nobody gives that
+// away for the users of the server whose word on who they are does not count.
+// Of what is made old has no bits. Error: status.NotOwner.
+func mayPrivilege(s *Submission, old, upd *record.Attrs) error {
+	if s.Trusted || s.Ident.UID == 0 {
+		return nil
+	}
+	had := privileges(old.Mode)
+	if old.UID != upd.UID {
+		had &^= proto.ModeSetuid
+	}
+	if old.GID != upd.GID {
+		had &^= proto.ModeSetgid
+	}
+	if privileges(upd.Mode)&^had != 0 {
+		return status.NotOwner
+	}
+	return nil
+}
+
+// privileges are the bits of a mode with which a file runs as its owner or group.
+// Without execution by the group setgid is a lock, on directories an inheritance.
+func privileges(mode uint32) (bits uint32) {
+	if mode&proto.ModeType == proto.ModeDir {
+		return 0
+	}
+	if mode&0o010 != 0 {
+		bits = mode & proto.ModeSetgid
+	}
+	return bits | mode&proto.ModeSetuid
 }

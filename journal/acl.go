@@ -390,6 +390,9 @@ func (j *Journal) planACL(p *pending, id proto.FileID, name string, value []byte
 		was := record.Attrs{Mode: info.Mode, UID: info.UID, GID: info.GID, Atime: proto.Time(info.Atime), Mtime: proto.Time(info.Mtime)}
 		is := was
 		is.Mode = mode
+		if err := mayPrivilege(p.sub, &was, &is); err != nil {
+			return err
+		}
 		p.recs = append(p.recs, &record.Record{Kind: record.SetAttr, ID: id, Old: was, New: is})
 	}
 	return nil

@@ -183,7 +183,7 @@ func (j *Journal) CloseSession(id proto.SessionID) error { return j.closeSession
 type Submission struct {
 	*proto.Change
 	Client  uint32
-	Trusted bool // may make devices, setuid files of others, trusted.* attributes; knows files by their numbers alone
+	Trusted bool // may make devices, setuid files, trusted.* attributes; knows files by their numbers alone
 	Opened  bool // the session holds the file open for writing: permission was checked then
 	// Copy: the session holds the source open for reading.
 	SrcOpened bool

@@ -206,11 +206,10 @@ func (j *Journal) newAttrs(s *Submission, pa *parent, op *proto.Make) (record.At
 			a.Mode |= proto.ModeSetgid
 		}
 	}
-	const setgidExec = proto.ModeSetgid | 0o010 // without execution by the group setgid is no privilege
-	if a.Mode&proto.ModeType != proto.ModeDir && a.Mode&setgidExec == setgidExec && s.Ident.UID != 0 && !inGroup(&s.Ident, a.GID) {
+	if privileges(a.Mode)&proto.ModeSetgid != 0 && s.Ident.UID != 0 && !inGroup(&s.Ident, a.GID) {
 		a.Mode &^= proto.ModeSetgid
 	}
-	return a, nil
+	return a, mayPrivilege(s, &record.Attrs{}, &a)
 }
 
 // stageInode makes the inode of a Make record in the stage, so that its identity is

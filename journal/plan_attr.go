@@ -41,6 +41,9 @@ func (j *Journal) planSetAttr(p *pending, op *proto.SetAttr) error {
 	if len(p.recs) > 0 && op.Mask&(proto.SetMtime|proto.SetMtimeNow) == 0 {
 		upd.Mtime = old.Mtime // the truncation sets it
 	}
+	if err := mayPrivilege(p.sub, &old, &upd); err != nil {
+		return err
+	}
 	if upd != old {
 		p.recs = append(p.recs, &record.Record{Kind: record.SetAttr, ID: op.ID, Old: old, New: upd})
 	}

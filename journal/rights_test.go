@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -74,5 +75,46 @@ func TestChangeOfOwnerTakesSetID(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, c.want, res.Attr.Mode&proto.ModePerm, "%+v", c)
 	}
+	require.NoError(t, e.Close())
+}
+
+// Who is not trusted gives no file a privilege: neither setuid nor, where the group
+// may execute it, setgid. What a file has already may stay, on directories setgid
+// is none.
+func TestSetIDNeedsTrust(t *testing.T) {
+	e, _ := openOn(t, vfs.NewMem(1))
+	untrusted := func(op proto.Op) (proto.Result, error) {
+		e.seq++
+		return e.Do(t.Context(), &Submission{Change: &proto.Change{Session: e.ses, Seq: e.seq, Op: op, Ident: somebody}, Client: 1})
+	}
+	e.must(&proto.SetAttr{ID: proto.RootID, Mask: proto.SetMode | proto.SetGID, Mode: 0o2777, GID: somebody.GID})
+	for i, mode := range []uint32{0o4600, 0o2755, 0o6755, 0o2710, 0o2644, 0o1755} {
+		refused := mode != 0o2644 && mode != 0o1755
+		name := strconv.Itoa(i)
+		_, err := untrusted(&proto.Make{Dir: proto.RootID, Name: name + "-new", Mode: proto.ModeRegular | mode})
+		require.Equal(t, refused, status.Of(err) == status.NotOwner, "made with %o: %v", mode, err)
+
+		id := e.file(proto.RootID, name, "")
+		e.must(&proto.SetAttr{ID: id, Mask: proto.SetUID | proto.SetGID, UID: somebody.UID, GID: somebody.GID})
+		_, err = untrusted(&proto.SetAttr{ID: id, Mask: proto.SetMode, Mode: mode})
+		require.Equal(t, refused, status.Of(err) == status.NotOwner, "set to %o: %v", mode, err)
+
+		e.must(&proto.SetAttr{ID: id, Mask: proto.SetMode, Mode: mode})
+		_, err = untrusted(&proto.SetAttr{ID: id, Mask: proto.SetMode, Mode: mode &^ 0o044})
+		require.NoError(t, err, "%o was there", mode)
+		if refused && mode&proto.ModeSetgid != 0 {
+			_, err = untrusted(&proto.SetAttr{ID: id, Mask: proto.SetMode | proto.SetGID, Mode: mode, GID: 2002})
+			require.ErrorIs(t, err, status.NotOwner, "of another group")
+		}
+	}
+	const none = 1<<32 - 1
+	id := e.file(proto.RootID, "lock", "")
+	e.must(&proto.SetAttr{ID: id, Mask: proto.SetUID | proto.SetGID, UID: somebody.UID, GID: somebody.GID})
+	e.must(&proto.SetAttr{ID: id, Mask: proto.SetMode, Mode: 0o2644})
+	_, err := untrusted(&proto.SetXattr{ID: id, Name: aclAccess, Value: acl{
+		{aclUserObj, 6, none}, {aclGroupObj, 5, none}, {aclOther, 4, none}}.bytes()})
+	require.ErrorIs(t, err, status.NotOwner, "a list gives the group execution")
+	_, err = untrusted(&proto.Make{Dir: proto.RootID, Name: "dir", Mode: proto.ModeDir | 0o2755})
+	require.NoError(t, err)
 	require.NoError(t, e.Close())
 }

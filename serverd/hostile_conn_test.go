@@ -266,9 +266,15 @@ func TestForgedIdentity(t *testing.T) {
 		"chown away":       {&proto.SetAttr{ID: mine, Mask: proto.SetUID, UID: 0}, status.NotOwner},
 		"chgrp root":       {&proto.SetAttr{ID: mine, Mask: proto.SetGID, GID: 0}, status.NotOwner},
 		"setuid of others": {&proto.SetAttr{ID: g.files["public/file"], Mask: proto.SetMode, Mode: 0o4755}, status.NotOwner},
+		"setuid":           {&proto.SetAttr{ID: mine, Mask: proto.SetMode, Mode: 0o4755}, status.NotOwner},
+		"setgid":           {&proto.SetAttr{ID: mine, Mask: proto.SetMode, Mode: 0o2755}, status.NotOwner},
+		"new with setuid":  {&proto.Make{Dir: free, Name: "u", Mode: proto.ModeRegular | 0o4755}, status.NotOwner},
+		"new with setgid":  {&proto.Make{Dir: free, Name: "g", Mode: proto.ModeRegular | 0o2755}, status.NotOwner},
 		"times of others":  {&proto.SetAttr{ID: g.files["public/file"], Mask: proto.SetMtime}, status.NotOwner},
 		"write of others":  {&proto.Write{ID: g.files["secret"], Data: []byte("x")}, status.Access},
 		"trusted xattr":    {&proto.SetXattr{ID: mine, Name: "trusted.x"}, status.NotOwner},
+		"own trusted list": {&proto.RemoveXattr{ID: mine, Name: "trusted.x"}, status.NotOwner},
+		"security label":   {&proto.SetXattr{ID: mine, Name: "security.selinux", Value: []byte("x")}, status.NotOwner},
 		"capability":       {&proto.SetXattr{ID: mine, Name: "security.capability", Value: make([]byte, 20)}, status.NotOwner},
 		"link of others":   {&proto.Link{ID: g.files["secret"], Dir: free, Name: "l"}, status.NotOwner},
 		"journal":          {&proto.Make{Dir: proto.RootID, Name: ".cage", Mode: proto.ModeDir | 0o777}, status.NotOwner},
@@ -280,7 +286,7 @@ func TestForgedIdentity(t *testing.T) {
 		_, err := foe.change(seq, c.op) // as root, it says
 		require.Equal(t, c.code, codeOf(err), what)
 	}
-	made, err := foe.change(seq+1, &proto.Make{Dir: free, Name: "f", Mode: proto.ModeRegular | 0o4755})
+	made, err := foe.change(seq+1, &proto.Make{Dir: free, Name: "f", Mode: proto.ModeRegular | 0o755})
 	require.NoError(t, err)
 	a, err := g.o.Exports[0].Journal.Attr(made.ID)
 	require.NoError(t, err)

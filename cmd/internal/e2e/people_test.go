@@ -276,6 +276,7 @@ func TestSquashing(t *testing.T) {
 			require.ErrorContains(t, as(0, 0, nil, point, "echo x > others"), "Permission denied")
 			require.ErrorContains(t, as(4321, 4321, []uint32{4321}, point, "cat group"), "Permission denied")
 			require.ErrorIs(t, os.Chmod(in("others"), 0o4755), unix.EPERM)
+			require.ErrorIs(t, unix.Chmod(in(c.name+"-0"), 0o4755), unix.EPERM)
 			require.ErrorIs(t, os.Chown(in("others"), 0, 0), unix.EPERM)
 			require.ErrorIs(t, os.Chown(in(c.name+"-0"), 4321, 4321), unix.EPERM, "giving away")
 			require.ErrorIs(t, unix.Mknod(in("null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), unix.EPERM)
