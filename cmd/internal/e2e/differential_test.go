@@ -66,6 +66,59 @@ func TestDifferential(t *testing.T) {
 	t.Logf("%d programs, %d steps, no difference", programs, steps)
 }
 
+// TestEveryChangeComesBack: what random programs did is taken back by a rollback, that
+// by an undo, and that again, with names, contents, owners, modes, times, links and
+// attributes, as another program found them or left them.
+func TestEveryChangeComesBack(t *testing.T) {
+	a := newArena(t)
+	long := 8 * time.Second
+	if accept {
+		long = 10 * time.Minute
+	}
+	first, programs := seed(t), uint64(0)
+	for end := time.Now().Add(long); time.Now().Before(end); programs++ {
+		a.comesBack(first + 2*programs)
+	}
+	t.Logf("%d programs", programs)
+}
+
+func (a *arena) comesBack(seed uint64) {
+	t := a.t
+	a.number++
+	label := fmt.Sprint("before", a.number)
+	var programs [2]*differ.Program
+	var states [2]map[string]entry // after each
+	a.again = false
+	for i := range programs {
+		var err error
+		programs[i], err = differ.Make(seed+uint64(i), differ.Scenario{Steps: 60, ACL: true}, a.plain)
+		require.NoError(t, err)
+	}
+	for i, p := range programs {
+		d, err := differ.Run(p, a.plain, a.cage)
+		require.NoError(t, err, "CAGE_SEED=%d\n%s", seed, p)
+		require.Nil(t, d, "CAGE_SEED=%d\n%s", seed, p)
+		states[i] = survey(t, a.dir())
+		if i == 0 {
+			a.lab.run("cagejournal", "label", label, a.dir())
+		}
+		a.again = true
+	}
+	before, after := states[0], states[1]
+	undo := a.changing("cagejournal", "rollback", a.dir(), "--to", "@label:"+label, "-y")
+	requireSame(t, before, a.dir())
+	for _, want := range []map[string]entry{after, before} {
+		if undo == nil {
+			return
+		}
+		undo = a.changing(append(undo, "-y")...)
+		requireSame(t, want, a.dir())
+	}
+}
+
+// dir is the directory of the present program in the mount.
+func (a *arena) dir() string { return filepath.Join(a.now[0], a.name()) }
+
 // scenario is what the program of a seed is to be like.
 func scenario(seed uint64) differ.Scenario {
 	sc := differ.Scenario{Steps: 120, ACL: seed%3 == 0}
@@ -91,6 +144,7 @@ type arena struct {
 	aclMounts   []string
 
 	number int      // of the directory of the present program
+	again  bool     // the present program begins with what the one before left
 	now    []string // the mounts that it uses
 }
 
@@ -137,6 +191,12 @@ func (a *arena) name() string { return fmt.Sprintf("program%d", a.number) }
 // fresh makes the directory of the present program below the first root, and
 // removes that of the one before.
 func (a *arena) fresh(roots []string) (paths []string, err error) {
+	for _, root := range roots {
+		paths = append(paths, filepath.Join(root, a.name()))
+	}
+	if a.again {
+		return paths, nil
+	}
 	old, err := filepath.Glob(filepath.Join(roots[0], "program*"))
 	if err != nil {
 		return nil, err
@@ -145,9 +205,6 @@ func (a *arena) fresh(roots []string) (paths []string, err error) {
 		if err := os.RemoveAll(dir); err != nil {
 			return nil, err
 		}
-	}
-	for _, root := range roots {
-		paths = append(paths, filepath.Join(root, a.name()))
 	}
 	return paths, os.Mkdir(paths[0], 0o755)
 }
