@@ -467,7 +467,7 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 	for range d.count() {
 		id := proto.SessionID(d.num())
 		s := newSession(uint32(d.num()), "")
-		s.last = proto.Seq(d.num())
+		s.recorded, s.last = true, proto.Seq(d.num())
 		results := d.count()
 		s.key = d.str()
 		for range results {

@@ -44,7 +44,6 @@ type pending struct {
 	sub   *Submission
 	recs  []*record.Record // of this change; what answers is the last one's
 	order proto.LSN        // of its last record when it was queued: a later plan does not change its turn
-	fail  error            // the operation failed: recs is its RESULT
 	id    proto.FileID     // whose attributes answer
 	ctime int64            // of ID at the plan, where bytes are destroyed; 0: not compared
 	data  []byte           // Write, Copy: all of its bytes
@@ -195,15 +194,8 @@ func (j *Journal) trySubmit(s *Submission) (*Ticket, error) {
 	if internal(err) {
 		return nil, err
 	}
-	if err != nil {
-		if s.Session == 0 {
-			return answered(proto.Result{}, err), nil
-		}
-		p.fail = err
-		p.recs = []*record.Record{{Kind: record.Result, Status: uint16(status.Of(err))}}
-	}
-	if len(p.recs) == 0 { // nothing has to change
-		return answered(proto.Result{ID: p.id, N: p.n}, nil), nil
+	if err != nil || len(p.recs) == 0 {
+		return j.withoutEffect(p, err), nil
 	}
 	if err := j.appendLocked(p); err != nil {
 		j.unstage(p.recs)
@@ -226,7 +218,7 @@ func (j *Journal) appendLocked(p *pending) error {
 	for _, r := range p.recs {
 		who(r, p.sub)
 	}
-	if err := j.log.Append(p.recs...); err != nil {
+	if err := j.appendFor(p.sub, p.recs...); err != nil {
 		return err
 	}
 	for _, r := range p.recs {
@@ -401,11 +393,6 @@ func (j *Journal) settled(batch []*pending) {
 
 // finish applies a committed change and answers it.
 func (j *Journal) finish(p *pending) {
-	if p.fail != nil {
-		p.err = p.fail
-		j.done(p)
-		return
-	}
 	for try := 0; ; try++ {
 		err := j.applyPending(p)
 		if err == nil {

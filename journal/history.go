@@ -22,7 +22,8 @@ type history struct {
 	mu     sync.Mutex // a leaf lock; guards all below
 	files  map[proto.FileID]*fileHistory
 	dirs   map[proto.FileID][]proto.LSN // that changed a directory's entries
-	labels map[string]proto.LSN
+	labels map[string]label
+	marks  map[uint32]int         // how many labels a user has
 	dead   map[proto.LSN]struct{} // cancelled
 	txns   map[proto.LSN]*txn     // by their Begin records; complete ones, and one that is coming in
 	undos  []*txn                 // the undo and redo transactions among them, ascending
@@ -38,7 +39,7 @@ type fileHistory struct {
 
 func newHistory(log *wal.Log) *history {
 	return &history{log: log, files: map[proto.FileID]*fileHistory{}, dirs: map[proto.FileID][]proto.LSN{},
-		labels: map[string]proto.LSN{}, dead: map[proto.LSN]struct{}{}, txns: map[proto.LSN]*txn{}}
+		labels: map[string]label{}, marks: map[uint32]int{}, dead: map[proto.LSN]struct{}{}, txns: map[proto.LSN]*txn{}}
 }
 
 // add enters a record that happened. Of a transaction, all come one after another.
@@ -53,7 +54,9 @@ func (h *history) add(r *record.Record) {
 		f.data = insertLSN(f.data, r.LSN)
 		f.note(r)
 	case record.Label:
-		h.labels[r.Name] = r.LSN
+		h.dropLabelLocked(r.Name)
+		h.labels[r.Name] = label{r.LSN, r.UID}
+		h.marks[r.UID]++
 	case record.Begin:
 		h.txns[r.LSN] = newTxn(r)
 	case record.Commit:
@@ -116,8 +119,8 @@ func (h *history) cancel(lsn proto.LSN) {
 	defer h.mu.Unlock()
 	h.dead[lsn] = struct{}{}
 	for name, l := range h.labels {
-		if l == lsn {
-			delete(h.labels, name)
+		if l.lsn == lsn {
+			h.dropLabelLocked(name)
 		}
 	}
 }
@@ -156,9 +159,9 @@ func (h *history) forget(below proto.LSN) {
 			h.dirs[id] = list
 		}
 	}
-	for name, lsn := range h.labels {
-		if lsn < below {
-			delete(h.labels, name)
+	for name, l := range h.labels {
+		if l.lsn < below {
+			h.dropLabelLocked(name)
 		}
 	}
 	for lsn := range h.dead {
@@ -178,8 +181,36 @@ func (h *history) forget(below proto.LSN) {
 func (h *history) label(name string) (proto.LSN, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	lsn, ok := h.labels[name]
-	return lsn, ok
+	l, ok := h.labels[name]
+	return l.lsn, ok
+}
+
+// label is a named moment, and the user whose it is.
+type label struct {
+	lsn proto.LSN
+	uid uint32
+}
+
+// maxLabels is how many labels a user, but root, may have in the history that is
+// kept: anybody may set some, whatever else he may not.
+const maxLabels = 1024
+
+// mayLabel reports whether a user has fewer labels than he may have.
+func (h *history) mayLabel(uid uint32) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return uid == 0 || h.marks[uid] < maxLabels
+}
+
+func (h *history) dropLabelLocked(name string) {
+	l, ok := h.labels[name]
+	if !ok {
+		return
+	}
+	delete(h.labels, name)
+	if h.marks[l.uid]--; h.marks[l.uid] == 0 {
+		delete(h.marks, l.uid)
+	}
 }
 
 // after is the part of an ascending list above lsn.

@@ -161,7 +161,14 @@ func (j *Journal) Client(name string) (uint32, error) { return j.client(name) }
 // OpenSession records a new session, whose operations are from then on applied
 // once each. key tells whose it is when it is resumed after a restart.
 func (j *Journal) OpenSession(id proto.SessionID, client uint32, key string) error {
-	return j.openSession(id, client, key)
+	return j.openSession(id, client, key, true)
+}
+
+// OpenBriefSession is OpenSession of one that is expected to change nothing: it is
+// recorded with its first change, and a restart before that forgets it, unless there
+// was a checkpoint.
+func (j *Journal) OpenBriefSession(id proto.SessionID, client uint32, key string) error {
+	return j.openSession(id, client, key, false)
 }
 
 // ResumeSession returns the newest operation applied or failed of a session:

@@ -473,6 +473,9 @@ func (j *Journal) planLabel(p *pending, op *proto.Label) error {
 	if _, ok := j.hist.label(op.Name); ok {
 		return status.New(status.Exists, "label", op.Name)
 	}
+	if !j.hist.mayLabel(p.sub.Ident.UID) {
+		return status.Newf(status.NoSpace, "label", op.Name, "the user has %d labels in the history that is kept", maxLabels)
+	}
 	p.recs = []*record.Record{{Kind: record.Label, Name: op.Name}}
 	return nil
 }

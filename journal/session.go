@@ -2,6 +2,7 @@ package journal
 
 import (
 	"maps"
+	"slices"
 
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/remote/proto"
@@ -14,13 +15,22 @@ const maxResults = 8192
 
 // session is what the journal knows of a client's session: the results of its
 // operations, so that each is applied once. Guarded by planMu.
+//
+// An operation without effect, one that failed or had nothing to do, leaves no
+// record of its own, or clients that may change nothing could fill the log, and so
+// take their history from the others. Its result is in memory, and goes into the log before the
+// next record of the session. So after a restart either the result is known, or
+// nothing that the session did after it took effect, and to decide it anew is as if
+// it had come later.
 type session struct {
-	client  uint32
-	key     string
-	last    proto.Seq // newest operation that is recorded
-	acked   proto.Seq // results up to this one are dropped
-	results map[proto.Seq]result
-	pending map[proto.Seq]*Ticket
+	client   uint32
+	key      string
+	recorded bool      // the log says that it began
+	last     proto.Seq // newest operation that has a result, or is on its way to one
+	acked    proto.Seq // results up to this one are dropped
+	results  map[proto.Seq]result
+	held     map[proto.Seq]struct{} // of results, those that are in no record
+	pending  map[proto.Seq]*Ticket
 }
 
 // result is what a repeated operation is answered with.
@@ -32,7 +42,7 @@ type result struct {
 }
 
 func newSession(client uint32, key string) *session {
-	return &session{client: client, key: key, results: map[proto.Seq]result{}, pending: map[proto.Seq]*Ticket{}}
+	return &session{client: client, key: key, results: map[proto.Seq]result{}, held: map[proto.Seq]struct{}{}, pending: map[proto.Seq]*Ticket{}}
 }
 
 // drop forgets results that the client has. It costs no more than there were:
@@ -45,9 +55,11 @@ func (ses *session) drop(acked proto.Seq) {
 	if uint64(acked-ses.acked) <= uint64(len(ses.results)) {
 		for seq := ses.acked + 1; seq <= acked; seq++ {
 			delete(ses.results, seq)
+			delete(ses.held, seq)
 		}
 	} else {
 		maps.DeleteFunc(ses.results, func(seq proto.Seq, _ result) bool { return seq <= acked })
+		maps.DeleteFunc(ses.held, func(seq proto.Seq, _ struct{}) bool { return seq <= acked })
 	}
 	ses.acked = acked
 }
@@ -85,6 +97,60 @@ func (j *Journal) repeatedLocked(s *Submission) (*Ticket, bool, error) {
 	return nil, false, nil
 }
 
+// withoutEffect answers an operation that changes nothing. The caller holds planMu.
+func (j *Journal) withoutEffect(p *pending, err error) *Ticket {
+	if ses := j.sessions[p.sub.Session]; ses != nil {
+		r := result{code: status.Of(err)}
+		if err == nil {
+			r.id, r.n = p.id, p.n
+		}
+		if _, done := ses.results[p.sub.Seq]; !done || err != nil { // done: lost bytes need not be filled in any more
+			ses.results[p.sub.Seq] = r
+			ses.held[p.sub.Seq] = struct{}{}
+		}
+		ses.last = max(ses.last, p.sub.Seq)
+	}
+	if err != nil {
+		return answered(proto.Result{}, err)
+	}
+	return answered(proto.Result{ID: p.id, N: p.n}, nil)
+}
+
+// appendFor appends records of a submission, and before them what the log does not
+// say yet of its session. The caller holds planMu.
+func (j *Journal) appendFor(s *Submission, recs ...*record.Record) error {
+	ses := j.sessions[s.Session]
+	if ses == nil || ses.recorded && len(ses.held) == 0 {
+		return j.log.Append(recs...)
+	}
+	var before []*record.Record
+	if !ses.recorded {
+		before = append(before, beginOf(s.Session, ses))
+	}
+	held := slices.Sorted(maps.Keys(ses.held))
+	for _, seq := range held {
+		r := ses.results[seq]
+		before = append(before, &record.Record{Kind: record.Result, Session: s.Session, Seq: seq, Client: ses.client,
+			Status: uint16(r.code), ID: r.id, Count: r.n})
+	}
+	if err := j.log.Append(slices.Concat(before, recs)...); err != nil {
+		return err
+	}
+	ses.recorded = true
+	for i, rec := range before[len(before)-len(held):] {
+		r := ses.results[held[i]]
+		r.lsn = rec.LSN
+		ses.results[held[i]] = r
+	}
+	clear(ses.held)
+	return nil
+}
+
+// beginOf is the record of a session's beginning.
+func beginOf(id proto.SessionID, ses *session) *record.Record {
+	return &record.Record{Kind: record.Session, Session: id, Client: ses.client, Count: 1, Value: []byte(ses.key)}
+}
+
 // sessionPending notes a queued change. The caller holds planMu.
 func (j *Journal) sessionPending(p *pending) {
 	if ses := j.sessions[p.sub.Session]; ses != nil {
@@ -107,10 +173,11 @@ func (j *Journal) sessionDone(p *pending) {
 func (j *Journal) sessionReplay(r *record.Record) {
 	switch r.Kind {
 	case record.Session:
-		if r.Count == 1 {
-			j.sessions[r.Session] = newSession(r.Client, string(r.Value))
-		} else {
+		if r.Count != 1 {
 			delete(j.sessions, r.Session)
+		} else if j.sessions[r.Session] == nil { // not from the checkpoint
+			j.sessions[r.Session] = newSession(r.Client, string(r.Value))
+			j.sessions[r.Session].recorded = true
 		}
 		return
 	case record.Adopt, record.Local:
@@ -130,25 +197,30 @@ func (j *Journal) sessionReplay(r *record.Record) {
 	switch r.Kind {
 	case record.Write:
 		res.n = r.Count
-	case record.Result, record.Cancel:
+	case record.Result:
+		res.code, res.n = status.Code(r.Status), r.Count
+	case record.Cancel:
 		res.code, res.id = status.Code(r.Status), 0
 	}
 	ses.last = max(ses.last, r.Seq)
 	ses.results[r.Seq] = res
 }
 
-func (j *Journal) openSession(id proto.SessionID, client uint32, key string) error {
+func (j *Journal) openSession(id proto.SessionID, client uint32, key string, recorded bool) error {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
 	if err := j.usable(); err != nil {
 		return err
 	}
-	r := &record.Record{Kind: record.Session, Session: id, Client: client, Count: 1, Value: []byte(key)}
-	if err := j.log.Append(r); err != nil {
-		return err
+	ses := newSession(client, key)
+	if recorded {
+		if err := j.log.Append(beginOf(id, ses)); err != nil {
+			return err
+		}
+		ses.recorded = true
+		j.kick()
 	}
-	j.sessions[id] = newSession(client, key)
-	j.kick()
+	j.sessions[id] = ses
 	return nil
 }
 
@@ -165,13 +237,14 @@ func (j *Journal) resumeSession(id proto.SessionID, key string) (proto.Seq, erro
 func (j *Journal) closeSession(id proto.SessionID) error {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
-	if j.sessions[id] == nil {
+	ses := j.sessions[id]
+	if ses == nil {
 		return nil
 	}
 	delete(j.sessions, id)
 	j.returned(id)
 	j.lost.forget(j.sessions, j.tree.table)
-	if err := j.usable(); err != nil {
+	if !ses.recorded || j.usable() != nil {
 		return nil // a session nobody can use any more need not be recorded as closed
 	}
 	r := &record.Record{Kind: record.Session, Session: id}

@@ -138,7 +138,7 @@ func (tx *Tx) emit(r *record.Record) {
 	if r != tx.begin {
 		r.Txn = tx.begin.LSN
 	}
-	if tx.err = tx.j.log.Append(r); tx.err != nil {
+	if tx.err = tx.j.appendFor(tx.sub, r); tx.err != nil {
 		return
 	}
 	tx.recs = append(tx.recs, r)

@@ -20,7 +20,7 @@ const (
 	SetXattr                   // OldValue (HasOld) to Value (HasNew) of attribute Name
 	Local                      // ID was changed by a process of the server, seen now: New and NewSize as found (Mode 0: not looked at), OldMtime the ctime before, HasNew: its content may be another; what changes up to Upto did was applied before
 	Adopt                      // the inode Inode under Dir/Name got the number ID; with FlagRecovered ID's inode is Inode now
-	Result                     // the operation failed with Status and changed nothing
+	Result                     // the operation changed nothing: it failed with Status, or (OK) had nothing to do and was answered with ID and Count
 	Cancel                     // record Upto could not be applied (Status): it never happened
 	Begin                      // a transaction of Count records follows; Name says rollback, undo or redo, Value its arguments: of an undo or redo the records that it takes back, ascending, as in "@12 @15..@20 @31"; a transaction stands there by its Begin record, a range for all changes in it
 	Commit                     // the transaction that began at Txn is complete

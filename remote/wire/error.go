@@ -10,7 +10,7 @@ import (
 // ErrorRep is the payload of a reply whose header has the error flag.
 type ErrorRep struct {
 	Code   status.Code
-	LSN    proto.LSN // of the RESULT record of a failed change
+	LSN    proto.LSN // of the record that a failed change has left, 0 if none
 	Op     string    // at most MaxWord bytes on the wire
 	Object string    // at most MaxText
 	Text   string    // the cause, at most MaxText; "": the code's text says it all
