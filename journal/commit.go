@@ -67,6 +67,7 @@ type busy struct {
 	names   map[place]proto.LSN
 	dirs    map[proto.FileID]busyDir // whose entries change
 	dirMove proto.LSN                // newest move of a directory between directories
+	label   proto.LSN                // newest label
 }
 
 type busyDir struct {
@@ -121,6 +122,8 @@ func (b *busy) add(r *record.Record) {
 		}
 	case record.SetAttr, record.Truncate, record.Write, record.Data, record.Allocate, record.SetXattr:
 		b.files[r.ID] = r.LSN
+	case record.Label:
+		b.label = r.LSN
 	}
 }
 
@@ -141,6 +144,9 @@ func (b *busy) drop(r *record.Record) {
 	}
 	if b.dirMove == r.LSN {
 		b.dirMove = 0
+	}
+	if b.label == r.LSN {
+		b.label = 0
 	}
 }
 

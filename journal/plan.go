@@ -470,6 +470,9 @@ func (j *Journal) planLabel(p *pending, op *proto.Label) error {
 	if !validLabel(op.Name) {
 		return status.Newf(status.Invalid, "label", op.Name, "a label is made of letters, digits, '.', '_' and '-', at most %d", proto.MaxLabel)
 	}
+	if j.busy.label != 0 { // it may be of that name, or the last that the user may set
+		return waitFor{j.busy.label}
+	}
 	if _, ok := j.hist.label(op.Name); ok {
 		return status.New(status.Exists, "label", op.Name)
 	}

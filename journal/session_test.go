@@ -167,6 +167,17 @@ func TestLabelsOfAUser(t *testing.T) {
 	for n := range maxLabels {
 		require.NoError(t, label(e, 7, n))
 	}
+	var tickets []*Ticket
+	for n := range 2 { // at once
+		e.seq++
+		ticket, err := e.Submit(t.Context(), &Submission{Change: &proto.Change{Session: e.ses, Seq: e.seq, Op: &proto.Label{Name: "same"}}, Client: 1})
+		require.NoError(t, err, n)
+		tickets = append(tickets, ticket)
+	}
+	_, err := tickets[0].Wait(t.Context())
+	require.NoError(t, err)
+	_, err = tickets[1].Wait(t.Context())
+	require.ErrorIs(t, err, status.Exists)
 	killed, _ := openOn(t, disk.Clone())
 	for _, x := range []*testExport{e, killed} {
 		require.Equal(t, status.NoSpace, status.Of(label(x, 7, maxLabels)))
