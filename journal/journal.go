@@ -156,7 +156,11 @@ func (j *Journal) Path(id proto.FileID) (string, error) { return j.path(id) }
 // ---- Sessions ----
 
 // Client returns the number of a client in the journal's dictionary, making one.
-func (j *Journal) Client(name string) (uint32, error) { return j.client(name) }
+func (j *Journal) Client(name string) (uint32, error) { return j.client(name, 1<<32-2) }
+
+// ClientBelow is Client that makes a number only while there are fewer than max names: status.NoSpace.
+// Names stay for ever.
+func (j *Journal) ClientBelow(name string, max int) (uint32, error) { return j.client(name, max) }
 
 // OpenSession records a new session, whose operations are from then on applied
 // once each. key tells whose it is when it is resumed after a restart.

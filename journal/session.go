@@ -267,7 +267,7 @@ func (j *Journal) Sessions() []proto.SessionID {
 	return out
 }
 
-func (j *Journal) client(name string) (uint32, error) {
+func (j *Journal) client(name string, max int) (uint32, error) {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
 	if n, ok := j.clientNo[name]; ok {
@@ -275,6 +275,9 @@ func (j *Journal) client(name string) (uint32, error) {
 	}
 	if err := j.usable(); err != nil {
 		return 0, err
+	}
+	if len(j.clients) >= max {
+		return 0, status.Newf(status.NoSpace, "", "journal", "it has the names of %d clients", len(j.clients))
 	}
 	n := uint32(len(j.clients) + 1)
 	r := &record.Record{Kind: record.Client, Count: uint64(n), Name: name}

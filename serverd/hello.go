@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -168,22 +167,20 @@ func (c *conn) hello(m *wire.HelloReq) (wire.Message, error) {
 func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err error) {
 	var sess *session
 	var applied proto.Seq
-	name := clientName(&c.key, m.Client)
 	if m.Session != 0 {
-		if sess, applied, err = c.srv.takeOver(m.Session, exp, &c.key, name); err != nil {
+		if sess, applied, err = c.srv.takeOver(m.Session, exp, &c.key, m.Client); err != nil {
 			return err
 		}
 	}
 	rep.Resumed = sess != nil
 	if sess == nil {
-		if sess, err = c.srv.create(exp, &c.key, name); err != nil {
+		if sess, err = c.srv.create(exp, &c.key, m.Client); err != nil {
 			return err
 		}
 	}
 	defer sess.attach.Unlock()
 	c.sess = sess
-	// What the client has an answer to was applied, failed on record, or was
-	// refused without a record.
+	// What the client has an answer to was applied, or changed nothing.
 	c.next = applied + 1
 	if rep.Resumed {
 		c.next = max(c.next, m.NextSeq)
@@ -254,18 +251,4 @@ func (c *conn) grant(a *proto.Attr) (flags uint32, ok bool) {
 // maySee reports whether a client may mount an export, or learn that it exists.
 func maySee(k *auth.ClientKey, export string) bool {
 	return len(k.Exports) == 0 || slices.Contains(k.Exports, export)
-}
-
-// clientName is what the journal calls a client: the name under which it was
-// invited, or, of a user of this machine, the host name that it gives.
-func clientName(k *auth.ClientKey, said string) string {
-	if k.LocalUID == nil || said == "" {
-		return k.Name
-	}
-	return strings.Map(func(r rune) rune {
-		if r <= ' ' || r == 0x7f || r == 0xfffd {
-			return '_'
-		}
-		return r
-	}, said)
 }

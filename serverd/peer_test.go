@@ -168,7 +168,9 @@ func (p *peer) hello(m wire.HelloReq) (wire.HelloRep, error) {
 	if m.Version == 0 {
 		m.Version = wire.Version
 	}
-	m.Client = "tester"
+	if m.Client == "" {
+		m.Client = "tester"
+	}
 	var rep wire.HelloRep
 	err := p.call(wire.OpHello, &m, &rep)
 	return rep, err

@@ -89,6 +89,7 @@ type Server struct {
 	purses   map[auth.Fingerprint]*purse  // guarded by mu; of the clients that have connections
 	conns    map[*conn]struct{}           // guarded by mu
 	sessions map[proto.SessionID]*session // guarded by mu
+	traces   map[auth.Fingerprint]*trace  // guarded by mu; of the clients that have had sessions
 	seen     map[auth.Fingerprint]bool    // guarded by mu; connected since noteSeen wrote it down
 	noted    time.Time                    // guarded by mu; when that was
 }
@@ -115,6 +116,7 @@ func Listen(o Options) (*Server, error) {
 		purses:   make(map[auth.Fingerprint]*purse),
 		conns:    make(map[*conn]struct{}),
 		sessions: make(map[proto.SessionID]*session),
+		traces:   make(map[auth.Fingerprint]*trace),
 		seen:     make(map[auth.Fingerprint]bool),
 	}
 	s.base, s.kill = context.WithCancelCause(context.Background())

@@ -18,8 +18,8 @@ import (
 // connection, waits for what that has submitted, and returns it with attach
 // held and the newest operation applied or failed. nil if there is no such
 // session, or it is not this client's.
-func (s *Server) takeOver(id proto.SessionID, exp *export, key *auth.ClientKey, name string) (*session, proto.Seq, error) {
-	sess, err := s.find(id, exp, key, name)
+func (s *Server) takeOver(id proto.SessionID, exp *export, key *auth.ClientKey, said string) (*session, proto.Seq, error) {
+	sess, err := s.find(id, exp, key, said)
 	if sess == nil || err != nil {
 		return nil, 0, err
 	}
@@ -46,7 +46,7 @@ func (s *Server) takeOver(id proto.SessionID, exp *export, key *auth.ClientKey, 
 
 // find returns a session from memory, or one that the journal knows from before
 // a restart; nil if neither, or it is another client's or export's.
-func (s *Server) find(id proto.SessionID, exp *export, key *auth.ClientKey, name string) (*session, error) {
+func (s *Server) find(id proto.SessionID, exp *export, key *auth.ClientKey, said string) (*session, error) {
 	if sess := s.lookupSession(id); sess != nil {
 		if sess.exp != exp || sess.key.Fingerprint != key.Fingerprint {
 			return nil, nil
@@ -60,7 +60,7 @@ func (s *Server) find(id proto.SessionID, exp *export, key *auth.ClientKey, name
 	case err != nil:
 		return nil, err
 	}
-	client, err := exp.Journal.Client(name)
+	name, client, err := s.clientOf(exp.Journal, key, said)
 	if err != nil {
 		return nil, err
 	}
@@ -68,8 +68,8 @@ func (s *Server) find(id proto.SessionID, exp *export, key *auth.ClientKey, name
 }
 
 // create opens a new session, with attach held.
-func (s *Server) create(exp *export, key *auth.ClientKey, name string) (*session, error) {
-	client, err := exp.Journal.Client(name)
+func (s *Server) create(exp *export, key *auth.ClientKey, said string) (*session, error) {
+	name, client, err := s.clientOf(exp.Journal, key, said)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,11 @@ func (s *Server) create(exp *export, key *auth.ClientKey, name string) (*session
 		return nil, err
 	}
 	sess.attach.Lock()
-	if err := exp.Journal.OpenSession(sess.id, client, string(key.Fingerprint)); err != nil {
+	open := exp.Journal.OpenBriefSession
+	if s.mayRecord(key.Fingerprint, time.Now()) {
+		open = exp.Journal.OpenSession
+	}
+	if err := open(sess.id, client, string(key.Fingerprint)); err != nil {
 		sess.markEnded()
 		sess.attach.Unlock()
 		s.removeSession(sess)
