@@ -370,7 +370,7 @@ func (r *recovery) remake(id proto.FileID, old vfs.Ident) error {
 		return err
 	}
 	if info, err := t.stage.Stat(stageName(id)); err == nil { // of a recovery that was cut before it logged it
-		if err := removeTree(t.stage, stageName(id), info); err != nil {
+		if err := removeTree(t.stage, stageName(id), info, nil); err != nil {
 			return err
 		}
 	}
@@ -420,7 +420,7 @@ func (r *recovery) cleanStage() error {
 		if err != nil {
 			return err
 		}
-		if err := removeTree(r.j.tree.stage, p.name, info); err != nil {
+		if err := removeTree(r.j.tree.stage, p.name, info, nil); err != nil {
 			return err
 		}
 	}

@@ -146,7 +146,7 @@ func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 	if id != 0 && j.held(id) {
 		return nil
 	}
-	if err := removeTree(j.tree.grave, name, info); err != nil {
+	if err := removeTree(j.tree.grave, name, info, j.unlinked); err != nil {
 		return err
 	}
 	j.graves.bytes.Add(-int64(info.Blocks) * 512)
@@ -156,10 +156,31 @@ func (j *Journal) emptyGrave(name string, lsn proto.LSN) error {
 	return nil
 }
 
+// unlinked is called when a file has lost a link that no record is about; info is from
+// before. That has moved its ctime, which is nobody's change. The caller holds viewMu.
+func (j *Journal) unlinked(info vfs.Info) {
+	if info.Nlink < 2 {
+		return
+	}
+	n, now, err := j.tree.stat(j.tree.holder(info.Ident))
+	if err != nil {
+		return
+	}
+	if n.ctime != info.Ctime {
+		j.noticeLocal(&n, info)
+	}
+	j.tree.seen(n.id, now.Ctime, n.change)
+}
+
 // removeTree removes what is under a name for good, directories with their entries.
-func removeTree(d vfs.Dir, name string, info vfs.Info) error {
+// It calls unlinked, if not nil, after each link to something else.
+func removeTree(d vfs.Dir, name string, info vfs.Info, unlinked func(vfs.Info)) error {
 	if info.Mode&proto.ModeType != proto.ModeDir {
-		return d.Remove(name)
+		err := d.Remove(name)
+		if err == nil && unlinked != nil {
+			unlinked(info)
+		}
+		return err
 	}
 	sub, err := d.OpenDir(name)
 	if err != nil {
@@ -177,7 +198,7 @@ func removeTree(d vfs.Dir, name string, info vfs.Info) error {
 		}
 		var ki vfs.Info
 		if ki, err = sub.Stat(kid); err == nil {
-			err = removeTree(sub, kid, ki)
+			err = removeTree(sub, kid, ki, unlinked)
 		}
 	}
 	if err != nil {
