@@ -66,6 +66,7 @@ func (j *Journal) moved(p *pending, at int64) error {
 		}
 		j.tree.apply(r)
 		j.look(r)
+		j.noticeMoved(r.ID)
 	}
 	j.enter(p.recs)
 	j.viewMu.Unlock()

@@ -63,6 +63,7 @@ func TestAppendBesideALocalProcess(t *testing.T) {
 		return nil
 	})
 	e, _ := openOn(t, fs)
+	e.opts.Sure = true // somebody would tell, and nobody does
 	id := e.file(proto.RootID, "f", "one,")
 	first := e.Last()
 	e.must(&proto.SetAttr{ID: id, Mask: proto.SetMode, Mode: 0o4777})

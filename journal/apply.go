@@ -72,21 +72,6 @@ func changesData(r *record.Record) bool {
 	return false
 }
 
-// unchanged compares a file with what its plan saw, where bytes are about to be destroyed.
-func (j *Journal) unchanged(p *pending) error {
-	if p.ctime == 0 {
-		return nil
-	}
-	_, info, err := j.tree.stat(p.id)
-	if err != nil {
-		return err
-	}
-	if info.Ctime != p.ctime {
-		return errChanged
-	}
-	return nil
-}
-
 // applyRecord does what a record says, to the tree and to the table. It is
 // called in LSN order with viewMu held.
 func (j *Journal) applyRecord(r *record.Record, data []byte) error {
@@ -398,8 +383,10 @@ func (j *Journal) revert(recs []*record.Record) error {
 // revertContent takes a change of content back that was made in part (a full
 // disk) or whole: its record will be cancelled, so nothing of it may stay.
 func (j *Journal) revertContent(f vfs.File, r *record.Record) error {
-	if err := f.Truncate(int64(r.OldSize)); err != nil {
-		return err
+	if r.NewSize != r.OldSize { // otherwise it may have grown by somebody else's doing
+		if err := f.Truncate(int64(r.OldSize)); err != nil {
+			return err
+		}
 	}
 	for _, b := range rangesBefore(r) {
 		var err error

@@ -409,10 +409,13 @@ func (j *Journal) finish(p *pending) {
 				break
 			}
 		}
-		if errors.Is(err, errChanged) && try < 3 {
+		if errors.Is(err, errChanged) && try < maxReplans {
 			if err = j.replan(p); err == nil {
 				continue
 			}
+		}
+		if errors.Is(err, errChanged) && p.insist() {
+			continue
 		}
 		j.cancel(p, err)
 		return

@@ -434,6 +434,17 @@ func (j *Journal) noticeAfter(r *record.Record, n *node, info vfs.Info) {
 	}
 }
 
+// noticeMoved notices what a process of the server appended just before a client
+// did: that the client's bytes did not go where they should shows it. The caller holds viewMu.
+func (j *Journal) noticeMoved(id proto.FileID) {
+	if j.opts.Sure {
+		return
+	}
+	if n, info, err := j.tree.stat(id); err == nil {
+		j.noticeLocal(&n, info)
+	}
+}
+
 // emitSeen records what a process of the server did to a file's content or
 // attributes, seen at a ctime. The caller holds viewMu, and with it what the file
 // is like and what is known of it belong together.

@@ -144,6 +144,31 @@ func TestHintsBetweenWriteAndLook(t *testing.T) {
 	require.NoError(t, e.Close())
 }
 
+// TestHintsBeforeAppends: a process of the server appends just before a client does.
+func TestHintsBeforeAppends(t *testing.T) {
+	disk := vfs.NewMem(1)
+	var o *outsider
+	fs := vfs.Inject(disk, func(op vfs.Op) error {
+		if op.Kind == "append" && o != nil {
+			now := o
+			o = nil
+			now.overwriteAt("a", 1, "LOCAL")
+		}
+		return nil
+	})
+	e, _ := openOn(t, fs)
+	a := e.file(proto.RootID, "a", "a")
+	snapshot(t, e.Journal)
+	outside := newOutsider(&testExport{t: t, fs: disk, Journal: e.Journal})
+	o = outside
+	e.must(&proto.Write{ID: a, Off: 1, Append: true, Data: []byte("mine")})
+	require.Equal(t, "aLOCALmine", e.content(a))
+	require.Equal(t, []string{"local a"}, outside.story())
+	outside.hint("content a")
+	require.Equal(t, []string{"local a"}, outside.story())
+	require.NoError(t, e.Close())
+}
+
 // TestHintsWhileNamesChange: content that changes while the record of a name is
 // made is told, whichever way the events are cut into calls.
 func TestHintsWhileNamesChange(t *testing.T) {

@@ -117,7 +117,7 @@ func (j *Journal) planBytes(p *pending, id proto.FileID, info vfs.Info, at int64
 	}
 	switch {
 	case p.append && off == at: // it goes to the end, wherever that is by then
-	case p.append, r.Pieces[0].Kind == record.PieceOver, len(r.Pieces) > 1:
+	case p.append, r.Pieces[0].Kind == record.PieceOver, len(r.Pieces) > 1, len(data) != len(bytes): // zeros around it must not meet another's bytes
 		p.ctime = info.Ctime
 	}
 	p.id, p.data, p.recs = id, data, append(p.recs, r)
