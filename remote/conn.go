@@ -52,6 +52,7 @@ type conn struct {
 
 	// Guarded by Session.mu.
 	pending  map[uint64]request // sent and not answered
+	asked    time.Duration      // when there came to be something besides pings in it; see Session.now
 	pings    int                // of pending
 	ping     bool               // one is to be sent
 	lastID   uint64
@@ -192,6 +193,14 @@ func (c *conn) busy() bool {
 	return len(c.pending) > c.pings
 }
 
+// silentLocked is for how long something was asked and nothing at all heard.
+func (c *conn) silentLocked() time.Duration {
+	if len(c.pending) == c.pings {
+		return 0
+	}
+	return c.s.now() - max(c.asked, time.Duration(c.heard.Load()))
+}
+
 func (c *conn) askForLife() {
 	c.s.mu.Lock()
 	c.ping = true
@@ -279,6 +288,9 @@ func (c *conn) nextCallLocked() *call {
 
 // frameLocked gives a request its id.
 func (c *conn) frameLocked(r request, m wire.Message) frame {
+	if r.op != wire.OpPing && len(c.pending) == c.pings {
+		c.asked = c.s.now()
+	}
 	c.lastID++
 	c.pending[c.lastID] = r
 	return frame{wire.Request(r.op, c.lastID), m}

@@ -250,6 +250,11 @@ func TestSilentConnectionIsReplaced(t *testing.T) {
 				time.Sleep(tt.after - time.Millisecond)
 				synctest.Wait()
 				require.Equal(t, Online, s.Status().State)
+				if tt.ask {
+					require.Equal(t, tt.after-time.Millisecond, s.Status().Silent)
+				} else {
+					require.Zero(t, s.Status().Silent, "nobody waits for it")
+				}
 				time.Sleep(2 * time.Millisecond)
 				synctest.Wait()
 				require.Equal(t, Reconnecting, s.Status().State)
@@ -260,6 +265,7 @@ func TestSilentConnectionIsReplaced(t *testing.T) {
 				}
 				require.NoError(t, lookup(s, ctx))
 				require.Equal(t, 1, s.Status().Resumes)
+				require.Zero(t, s.Status().Silent)
 			})
 		})
 	}

@@ -34,10 +34,11 @@ type Status struct {
 	Addr      string
 	Export    string
 	Session   proto.SessionID
-	Since     time.Time // of the state
-	LastError string    // why it is not online, or the last failure of a logged operation
-	Unapplied int       // operations logged and not yet applied
-	Bytes     int64     // bytes of new data in them
+	Since     time.Time     // of the state
+	Silent    time.Duration // while it is online: for how long the server, asked for something, has said nothing at all
+	LastError string        // why it is not online, or the last failure of a logged operation
+	Unapplied int           // operations logged and not yet applied
+	Bytes     int64         // bytes of new data in them
 	DataConns int
 	Resumes   int // reconnects that went on with the session
 }
@@ -49,6 +50,9 @@ func (s *Session) Status() Status {
 	st := Status{
 		State: s.state, Addr: s.o.Addr, Export: s.o.Export, Session: s.id, Since: s.since,
 		LastError: s.opErr, Resumes: s.resumes,
+	}
+	if s.main != nil {
+		st.Silent = s.main.silentLocked()
 	}
 	if s.state == Reconnecting {
 		st.LastError = s.connErr

@@ -170,7 +170,7 @@ last error   connection refused
 `, b.String())
 
 	src.Name = "a"
-	other := control.Source{Name: "b", Source: "i:/e", Addr: "i:7400", State: "online", Since: since, At: 9, ReadOnly: true}
+	other := control.Source{Name: "b", Source: "i:/e", Addr: "i:7400", State: "online", Since: since, SilentMS: 6789, At: 9, ReadOnly: true}
 	s.Sources = []control.Source{src, other}
 	b.Reset()
 	require.NoError(t, printStatus(&b, s))
@@ -181,7 +181,7 @@ a: h:/d (read-write)
   undelivered  3 changes, 1.5MiB of data
   last error   connection refused
 b: i:/e (read-only, as of @9)
-  server       i:7400, online since 2026-11-21 14:02:03, 0 data connections, resumed 0 times
+  server       i:7400, online since 2026-11-21 14:02:03, no answer for 6s, 0 data connections, resumed 0 times
   undelivered  nothing: all is on the server
 `, b.String())
 }

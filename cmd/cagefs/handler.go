@@ -66,6 +66,7 @@ func together(all []control.Source) control.Source {
 			online = false
 			sum.State, sum.Since, sum.LastError = s.State, s.Since, s.LastError
 		}
+		sum.SilentMS = max(sum.SilentMS, s.SilentMS)
 		sum.Unapplied += s.Unapplied
 		sum.Bytes += s.Bytes
 		sum.DataConns += s.DataConns

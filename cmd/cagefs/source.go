@@ -214,7 +214,7 @@ func (s *source) status() control.Source {
 	st := s.session.Status()
 	return control.Source{
 		Name: s.Name, Source: s.Source.String(), Addr: st.Addr, ReadOnly: s.readOnly, At: s.root.at,
-		State: st.State.String(), Since: st.Since, LastError: st.LastError,
+		State: st.State.String(), Since: st.Since, SilentMS: st.Silent.Milliseconds(), LastError: st.LastError,
 		Unapplied: st.Unapplied, Bytes: st.Bytes, DataConns: st.DataConns, Resumes: st.Resumes,
 	}
 }

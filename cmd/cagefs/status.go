@@ -74,13 +74,20 @@ func mode(s control.Source) string {
 	return "read-write"
 }
 
+// noticeable is how long a server may think before the status says so.
+const noticeable = 2 * time.Second
+
 func printSource(w io.Writer, indent string, s control.Source, process string) {
 	left := "nothing: all is on the server"
 	if s.Unapplied > 0 {
 		left = fmt.Sprintf("%d changes, %s of data", s.Unapplied, cli.Size(s.Bytes).Short())
 	}
-	fmt.Fprintf(w, "%sserver       %s, %s since %s, %d data connections, resumed %d times\n%sundelivered  %s\n%s",
-		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), s.DataConns, s.Resumes, indent, left, process)
+	silent := ""
+	if d := time.Duration(s.SilentMS) * time.Millisecond; d >= noticeable {
+		silent = fmt.Sprintf(", no answer for %v", d.Truncate(time.Second))
+	}
+	fmt.Fprintf(w, "%sserver       %s, %s since %s%s, %d data connections, resumed %d times\n%sundelivered  %s\n%s",
+		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), silent, s.DataConns, s.Resumes, indent, left, process)
 	if s.LastError != "" {
 		fmt.Fprintf(w, "%slast error   %s\n", indent, cli.Printable(s.LastError))
 	}

@@ -51,8 +51,9 @@ type Source struct {
 	Addr      string    `json:"addr"`
 	At        proto.LSN `json:"at"` // the moment that is shown, 0 for now
 	ReadOnly  bool      `json:"read_only"`
-	State     string    `json:"state"` // online, reconnecting, closed
-	Since     time.Time `json:"since"` // of the state
+	State     string    `json:"state"`     // online, reconnecting, closed
+	Since     time.Time `json:"since"`     // of the state
+	SilentMS  int64     `json:"silent_ms"` // for how long the server, asked for something, has said nothing at all
 	LastError string    `json:"last_error"`
 	Unapplied int       `json:"unapplied_operations"` // logged and not yet applied on the server
 	Bytes     int64     `json:"unapplied_bytes"`
