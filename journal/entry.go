@@ -15,24 +15,29 @@ type Query struct {
 	Path    string    // file or tree below the export, as it is or was; "" everything
 	LSN     proto.LSN // only this record or transaction
 	Before  proto.LSN // only older than this; 0 from the newest
-	Limit   int       // 0: no limit
+	Limit   int       // 0: no limit but that of maxEntryBytes
 	Records bool      // transactions record by record
 }
+
+// maxEntryBytes is how much the texts of entries take before no more are returned:
+// in a deep tree each path is long.
+const maxEntryBytes = 1 << 20
 
 // Entries returns history, newest first, and whether there is more. Paths are
 // as they were. The server's own records are shown only when asked for by number.
 // Errors: status.NotFound (a path that never was, a record to come), NoHistory.
 func (j *Journal) Entries(q Query) (entries []proto.Entry, more bool, oldest proto.LSN, err error) {
 	oldest = j.oldest()
-	l := lister{j: j, q: q, oldest: oldest, paths: newPaths(j)}
+	l := lister{j: j, q: q, oldest: oldest, paths: newPaths(j, 0)}
 	if q.LSN != 0 {
-		err = l.one(q.LSN)
-		return l.out, false, oldest, err
+		more, err = l.one(q.LSN)
+		return l.out, more, oldest, err
 	}
 	if path := strings.Trim(q.Path, "/"); path != "" && path != "." {
 		if l.scope, err = j.pathOnce(path); err != nil {
 			return nil, false, oldest, err
 		}
+		l.paths.scope = l.scope
 	}
 	more, err = l.all()
 	return l.out, more, oldest, err
@@ -41,7 +46,7 @@ func (j *Journal) Entries(q Query) (entries []proto.Entry, more bool, oldest pro
 // Newest calls f with the newest records that happened under a file or tree (0:
 // everywhere), from the newest on, until it returns false.
 func (j *Journal) Newest(scope proto.FileID, f func(*record.Record) (bool, error)) error {
-	l := lister{j: j, oldest: j.oldest(), scope: scope, paths: newPaths(j)}
+	l := lister{j: j, oldest: j.oldest(), scope: scope, paths: newPaths(j, scope)}
 	return l.each(func(r *record.Record) (bool, error) { return f(r) })
 }
 
@@ -108,6 +113,7 @@ type lister struct {
 	scope  proto.FileID // file or tree; 0: everything
 	paths  *paths
 	out    []proto.Entry
+	bytes  int // of the texts in out
 }
 
 // visible reports whether a record is one that users see.
@@ -219,39 +225,58 @@ func (l *lister) inScope(r *record.Record) (bool, error) {
 		if d == 0 {
 			continue
 		}
-		if in, err := l.paths.within(d, l.scope, r.LSN); in || err != nil {
+		if in, err := l.paths.inScope(d, r.LSN); in || err != nil {
 			return in, err
 		}
 	}
 	return false, nil
 }
 
+// full reports whether the answer has no room for more.
+func (l *lister) full() bool {
+	return l.q.Limit > 0 && len(l.out) == l.q.Limit || l.bytes >= maxEntryBytes
+}
+
 // one shows a record or transaction by number.
-func (l *lister) one(lsn proto.LSN) error {
+func (l *lister) one(lsn proto.LSN) (more bool, err error) {
 	switch {
 	case lsn > l.j.appliedLSN():
-		return status.Newf(status.NotFound, "", "history", "record %d is not there yet", lsn)
+		return false, status.Newf(status.NotFound, "", "history", "record %d is not there yet", lsn)
 	case lsn < l.oldest:
-		return status.Newf(status.NoHistory, "", "history", "record %d is older than what is kept", lsn)
+		return false, status.Newf(status.NoHistory, "", "history", "record %d is older than what is kept", lsn)
 	}
 	r, err := l.j.log.Read(lsn, false)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if t, ok := l.j.hist.transaction(lsn); ok && l.q.Records {
-		for at := t.end; at > t.begin; at-- {
+		top := t.end
+		if l.q.Before != 0 {
+			top = min(top, l.q.Before-1)
+		}
+		for at := top; at > t.begin; at-- {
 			rec, err := l.happened(at)
 			if err != nil {
-				return err
+				return false, err
 			}
-			if rec != nil && rec.Txn == lsn && rec.Kind != record.Commit {
-				if err := l.show(rec); err != nil {
-					return err
-				}
+			if rec == nil || rec.Txn != lsn || rec.Kind == record.Commit {
+				continue
+			}
+			if l.full() {
+				return true, nil
+			}
+			if err := l.show(rec); err != nil {
+				return false, err
 			}
 		}
 	}
-	return l.show(r)
+	if l.q.Before != 0 && l.q.Before <= lsn {
+		return false, nil
+	}
+	if l.full() {
+		return true, nil
+	}
+	return false, l.show(r)
 }
 
 // all collects entries up to the limit.
@@ -275,7 +300,7 @@ func (l *lister) all() (more bool, err error) {
 		if r == nil || l.q.Before != 0 && r.LSN >= l.q.Before {
 			return true, nil
 		}
-		if more = l.q.Limit > 0 && len(l.out) == l.q.Limit; more {
+		if more = l.full(); more {
 			return false, nil
 		}
 		return true, l.show(r)
@@ -309,6 +334,7 @@ func (l *lister) show(r *record.Record) error {
 		e.Path, err = l.paths.file(r.ID, r.LSN)
 	}
 	l.out = append(l.out, e)
+	l.bytes += len(e.Path) + len(e.NewPath) + len(e.Detail)
 	return err
 }
 

@@ -7,17 +7,22 @@ import (
 	"cagefs.dev/cage/remote/proto"
 )
 
-// paths answers where files were. It keeps the records that it has read: one is
-// used for one query.
+// paths answers where files were. It keeps the records that it has read, and where
+// directories were: one is used for one query.
 type paths struct {
-	j    *Journal
-	recs map[proto.LSN]*record.Record
+	j      *Journal
+	scope  proto.FileID
+	recs   map[proto.LSN]*record.Record
+	aboves map[proto.FileID]above
+	bytes  int // of the paths in aboves
 }
 
 // maxPathRecords bounds what a paths keeps.
-const maxPathRecords = 1 << 16
+const maxPathRecords = 1 << 14
 
-func newPaths(j *Journal) *paths { return &paths{j: j, recs: map[proto.LSN]*record.Record{}} }
+func newPaths(j *Journal, scope proto.FileID) *paths {
+	return &paths{j: j, scope: scope, recs: map[proto.LSN]*record.Record{}, aboves: map[proto.FileID]above{}}
+}
 
 func (p *paths) read(lsn proto.LSN) (*record.Record, error) {
 	if r, ok := p.recs[lsn]; ok {
@@ -90,20 +95,106 @@ func first(list []place) place {
 // maxDepth ends a walk up from a directory that was inside itself.
 const maxDepth = 1 << 12
 
+// above is where a directory was while none of the records between from and to
+// (without to, 0: none yet) had moved it or a directory above it.
+type above struct {
+	path     string // "" of the root; of one that is longer the first proto.MaxPath bytes
+	scoped   bool   // it is paths.scope or below it
+	from, to proto.LSN
+}
+
+// Bounds of the places that a paths keeps: it forgets all of them then.
+const (
+	maxAboves     = 1 << 12
+	maxAboveBytes = 1 << 20 // of paths made; those of directories above one are parts of its path
+)
+
+// dir returns where a directory was then.
+func (p *paths) dir(id proto.FileID, lsn proto.LSN) (above, error) {
+	type step struct {
+		id    proto.FileID
+		name  string
+		above // without path
+	}
+	var up []step
+	top := above{scoped: p.scope == proto.RootID}
+	for at := id; at != proto.RootID; {
+		if a, ok := p.aboves[at]; ok && a.from <= lsn && (a.to == 0 || lsn < a.to) {
+			top = a
+			break
+		}
+		if len(up) == maxDepth {
+			break
+		}
+		s := step{id: at}
+		s.from, s.to = p.span(at, lsn)
+		place, ok, err := p.place(at, lsn)
+		if err != nil {
+			return above{}, err
+		}
+		if s.name = place.name; !ok {
+			s.name = at.String()
+		}
+		s.scoped = at == p.scope
+		up = append(up, s)
+		if !ok {
+			top = above{}
+			break
+		}
+		at = place.dir
+	}
+	if len(up) == 0 {
+		return top, nil
+	}
+	path, ends := []byte(top.path), make([]int, len(up))
+	for i, s := range slices.Backward(up) {
+		path = appendName(path, s.name)
+		ends[i] = len(path)
+	}
+	if p.bytes += len(path); len(p.aboves)+len(up) > maxAboves || p.bytes > maxAboveBytes {
+		clear(p.aboves)
+		p.bytes = len(path)
+	}
+	whole := string(path)
+	for i, s := range slices.Backward(up) {
+		top = above{path: whole[:ends[i]], scoped: top.scoped || s.scoped, from: max(top.from, s.from), to: top.to}
+		if s.to != 0 && (top.to == 0 || s.to < top.to) {
+			top.to = s.to
+		}
+		p.aboves[s.id] = top
+	}
+	return top, nil
+}
+
+// span returns the records between which no name of a file changed, as in above.
+func (p *paths) span(id proto.FileID, lsn proto.LSN) (from, to proto.LSN) {
+	all := p.j.hist.names(id, 0)
+	later := after(all, lsn)
+	if n := len(all) - len(later); n > 0 {
+		from = all[n-1]
+	}
+	if len(later) > 0 {
+		to = later[0]
+	}
+	return from, to
+}
+
+// appendName adds a name to a path, as far as it has room.
+func appendName(path []byte, name string) []byte {
+	if len(path) > 0 {
+		path = append(path, '/')
+	}
+	path = append(path, name...)
+	return path[:min(len(path), proto.MaxPath)]
+}
+
 // of returns the path of a name then.
 func (p *paths) of(at place, lsn proto.LSN) (string, error) {
-	path := at.name
-	for depth := 0; at.dir != proto.RootID && depth < maxDepth; depth++ {
-		up, ok, err := p.place(at.dir, lsn)
-		if err != nil {
-			return "", err
-		}
-		if !ok {
-			return at.dir.String() + "/" + path, nil
-		}
-		path, at = up.name+"/"+path, up
+	up, err := p.dir(at.dir, lsn)
+	if err != nil {
+		return "", err
 	}
-	return path, nil
+	return string(appendName([]byte(up.path), at.name)), nil
 }
 
 // file returns a path of a file then, or the last that it had, "" for the root.
@@ -121,20 +212,8 @@ func (p *paths) file(id proto.FileID, lsn proto.LSN) (string, error) {
 	return p.of(at, lsn)
 }
 
-// within reports whether a directory was dir itself or hung below it.
-func (p *paths) within(id, dir proto.FileID, lsn proto.LSN) (bool, error) {
-	for range maxDepth {
-		if id == dir {
-			return true, nil
-		}
-		if id == proto.RootID {
-			return false, nil
-		}
-		up, ok, err := p.place(id, lsn)
-		if err != nil || !ok {
-			return false, err
-		}
-		id = up.dir
-	}
-	return false, nil
+// inScope reports whether a directory was the scope itself or hung below it.
+func (p *paths) inScope(id proto.FileID, lsn proto.LSN) (bool, error) {
+	up, err := p.dir(id, lsn)
+	return up.scoped, err
 }

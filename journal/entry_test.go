@@ -3,7 +3,9 @@ package journal
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -224,4 +226,51 @@ func TestTargets(t *testing.T) {
 		require.Equal(t, want, u.contains(lsn), "%d", lsn)
 	}
 	require.Empty(t, parseTargets("to @7: d"))
+}
+
+// A deep tree is listed in time that does not grow with each entry's depth, and its long
+// paths take no more memory than an answer may: the rest comes with the next.
+func TestEntriesOfADeepTree(t *testing.T) {
+	for _, c := range []struct{ depth, name int }{{1500, 1}, {300, 255}} {
+		t.Run(fmt.Sprint(c.depth), func(t *testing.T) {
+			e, _ := openOn(t, vfs.NewMem(1))
+			name := strings.Repeat("n", c.name)
+			dirs := []proto.FileID{proto.RootID}
+			for range c.depth {
+				dirs = append(dirs, e.make(dirs[len(dirs)-1], name, proto.ModeDir|0o755))
+			}
+			bottom := dirs[c.depth]
+			e.must(&proto.Rename{Dir: proto.RootID, Name: name, NewDir: proto.RootID, NewName: "top"})
+			e.file(bottom, "f", "x")
+			want := []string{strings.Repeat(name+"/", c.depth) + "f"}
+			want[0] = "top" + want[0][c.name:]
+			want = append(want, want[0], name) // write, make, and the rename
+			for depth := c.depth; depth > 0; depth-- {
+				want = append(want, strings.Repeat("/"+name, depth)[1:])
+			}
+			for _, scope := range []string{"", "top"} {
+				var got []string
+				began := time.Now()
+				for q := (Query{Path: scope, Limit: 1024}); ; {
+					entries, more, _, err := e.Entries(q)
+					require.NoError(t, err)
+					size := 0
+					for _, x := range entries {
+						got, size = append(got, x.Path), size+len(x.Path)+len(x.NewPath)
+					}
+					require.LessOrEqual(t, size, maxEntryBytes+2*proto.MaxPath)
+					if !more {
+						break
+					}
+					q.Before = entries[len(entries)-1].LSN
+				}
+				require.Less(t, time.Since(began), 10*time.Second)
+				require.Len(t, got, len(want))
+				for i := range want {
+					require.Equal(t, want[i][:min(len(want[i]), proto.MaxPath)], got[i], "%d", i)
+				}
+			}
+			require.NoError(t, e.Close())
+		})
+	}
 }

@@ -16,7 +16,7 @@ func history(c *call, m *wire.LogReq) (wire.Message, error) {
 	all := privileged(who)
 	limit := int(min(max(m.Limit, 1), wire.MaxEntries))
 	q := journal.Query{Path: m.Path, LSN: m.LSN, Before: m.Before, Limit: limit, Records: m.Records}
-	rep := &wire.LogRep{}
+	rep, size := &wire.LogRep{}, 0
 	for {
 		entries, more, oldest, err := c.exp.Journal.Entries(q)
 		if err != nil {
@@ -28,7 +28,8 @@ func history(c *call, m *wire.LogReq) (wire.Message, error) {
 				continue
 			}
 			rep.Entries = append(rep.Entries, e)
-			if len(rep.Entries) == limit {
+			size += len(e.Path) + len(e.NewPath)
+			if len(rep.Entries) == limit || size > wire.MaxFrame {
 				rep.More = more || i+1 < len(entries)
 				return rep, nil
 			}
