@@ -252,11 +252,12 @@ func (l *lab) run(prog string, args ...string) (stdout string) {
 // server is a cageserverd. Its address stays the same when it is started again.
 type server struct {
 	// Set at construction.
-	lab  *lab
-	args []string
-	addr string               // HOST:PORT
-	log  string               // file that all its runs write to
-	attr *syscall.SysProcAttr // of its processes
+	lab   *lab
+	args  []string
+	addr  string               // HOST:PORT
+	log   string               // file that all its runs write to
+	attr  *syscall.SysProcAttr // of its processes
+	under []string             // a command that runs what comes behind it
 
 	cmd *exec.Cmd // nil while none runs
 }
@@ -323,7 +324,8 @@ func (s *server) launch() (wait func() error) {
 	log, err := os.OpenFile(s.log, os.O_WRONLY|os.O_APPEND, 0)
 	require.NoError(t, err)
 	defer log.Close()
-	s.cmd = exec.Command(filepath.Join(s.lab.bin, "cageserverd"), s.args...)
+	argv := slices.Concat(s.under, []string{filepath.Join(s.lab.bin, "cageserverd")}, s.args)
+	s.cmd = exec.Command(argv[0], argv[1:]...)
 	s.cmd.Env, s.cmd.Dir, s.cmd.Stderr = s.lab.env, s.lab.dir, log
 	s.cmd.SysProcAttr = s.attr
 	out, err := s.cmd.StdoutPipe()

@@ -215,6 +215,44 @@ func TestLocalGit(t *testing.T) {
 	})
 }
 
+// TestLocalFewWatches: the kernel gives the server three watches for more
+// directories. What happens in the others is polled; the server says so.
+func TestLocalFewWatches(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	l := newLab(t, "")
+	x := &shared{lab: l, export: l.mkdir("export")}
+	for i := range 8 {
+		require.NoError(t, os.MkdirAll(fmt.Sprintf("%s/d%d/sub", x.export, i), 0o755))
+	}
+	x.s = l.newServer(x.export)
+	x.s.under = []string{"unshare", "--user", "--map-root-user", "sh", "-c", "echo 3 > /proc/sys/user/max_inotify_watches && exec \"$@\"", "sh"}
+	x.s.start()
+	x.m = l.mount(x.s)
+	require.Eventually(t, func() bool { return strings.Contains(readFile(t, x.s.log), "not all directories can be watched") }, 10*time.Second, time.Millisecond)
+	l.mkdir("home")
+	x.sh = startLocal(l, x.export)
+	for i := range 8 {
+		x.sh.do("echo old > d%d/sub/f", i)
+		require.Eventually(t, func() bool { return content(fmt.Sprintf("%s/d%d/sub/f", x.m, i)) == "old\n" }, 10*time.Second, 5*time.Millisecond)
+	}
+	for i := range 8 {
+		x.sh.do("cd d%d/sub && echo new > f && echo n > n && mv n m && cd ../..", i)
+	}
+	want := []string{} // nobody looks: the log alone shows that it was found
+	for i := range 8 {
+		want = append(want, fmt.Sprintf("local d%d/sub/f", i))
+	}
+	require.Eventually(t, func() bool {
+		var did []string
+		for _, e := range x.locals() {
+			did = append(did, e.Kind+" "+e.Path)
+		}
+		return !slices.ContainsFunc(want, func(w string) bool { return !slices.Contains(did, w) })
+	}, 20*time.Second, 200*time.Millisecond)
+	x.same("")
+}
+
 // same waits until the mount shows a tree of the export as it is there.
 func (x *shared) same(dir string) {
 	x.t.Helper()
