@@ -196,6 +196,7 @@ func (j *Journal) localLoop(ctx context.Context) {
 		newer := j.takeFound()
 		if err := j.newCompare().found(ctx, older); err != nil {
 			j.localFailed(err)
+			j.putBack(older)
 		}
 		older = newer
 		if err := j.syncLocal(ctx); err != nil {
@@ -228,6 +229,24 @@ func (j *Journal) takeFound() found {
 	f.dirs, f.missed = l.suspects, l.missed
 	l.suspects, l.missed = map[proto.FileID]int64{}, false
 	return f
+}
+
+// putBack takes in again what could not be compared. Names are still corrected.
+func (j *Journal) putBack(f found) {
+	for dir, ctime := range f.dirs {
+		j.suspect(&node{id: dir, ctime: ctime})
+	}
+	j.local.mu.Lock()
+	defer j.local.mu.Unlock()
+	j.local.missed = j.local.missed || f.missed
+}
+
+// leaveSuspects is called at the end: the next start finds the directories that wait
+// to be compared as they were known, whatever clients have done in them since.
+func (j *Journal) leaveSuspects() {
+	for dir, ctime := range j.takeFound().dirs {
+		j.tree.seen(dir, ctime, 0)
+	}
 }
 
 // found compares what readers found changed.

@@ -55,7 +55,6 @@ func (j *Journal) tellGap() error {
 // sinceLastRun finds what happened while no server ran.
 func (j *Journal) sinceLastRun(ctx context.Context) error {
 	g := &j.local.gap
-	defer g.open.Store(false)
 	if g.since == 0 {
 		return nil
 	}
@@ -68,7 +67,13 @@ func (j *Journal) sinceLastRun(ctx context.Context) error {
 	if err := c.all(ctx, names, 0); err != nil {
 		return err
 	}
-	return c.found(ctx, j.takeFound())
+	f := j.takeFound()
+	if err := c.found(ctx, f); err != nil {
+		j.putBack(f)
+		return err
+	}
+	g.open.Store(false)
+	return nil
 }
 
 // duringGap makes sure that a directory in which something happens before it was

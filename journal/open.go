@@ -338,6 +338,7 @@ func (j *Journal) close() (err error) {
 		<-j.local.done
 		<-j.loopDone
 		if !j.opts.ReadOnly && j.failedErr() == nil {
+			j.leaveSuspects()
 			err = j.checkpoint(true)
 		}
 		if e := j.release(); err == nil {
