@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -127,4 +128,39 @@ func sum(b []byte) uint64 {
 		h = (h ^ uint64(c)) * 1099511628211
 	}
 	return h
+}
+
+// What a state of the past keeps in memory is bounded by its parts, not by the number of
+// files: a file that was written in a thousand places has a thousand.
+func TestPastForgetsWhatIsTooMuch(t *testing.T) {
+	e, _ := openOn(t, vfs.NewMem(1))
+	const files, writes = 4, 600
+	var ids []proto.FileID
+	for i := range files {
+		ids = append(ids, e.file(proto.RootID, fmt.Sprint(i), strings.Repeat("a", 2*writes)))
+	}
+	p, err := e.At(0)
+	require.NoError(t, err)
+	for _, id := range ids {
+		for i := range writes {
+			e.must(&proto.Write{ID: id, Off: uint64(2 * i), Data: []byte("b")})
+		}
+	}
+	p.parts = 2 * writes
+	for range 2 {
+		for _, id := range ids {
+			b := make([]byte, 2*writes)
+			_, err := p.ReadAt(id, b, 0)
+			require.NoError(t, err)
+			require.Equal(t, strings.Repeat("a", 2*writes), string(b))
+			kept := 0
+			for _, f := range p.files {
+				kept += len(f.ranges)
+			}
+			require.LessOrEqual(t, kept, 2*writes)
+			require.Equal(t, kept, p.weight)
+			require.NotZero(t, kept)
+		}
+	}
+	require.NoError(t, e.Close())
 }

@@ -17,9 +17,10 @@ import (
 // Safe for concurrent use.
 type Past struct {
 	// Set at construction.
-	j    *Journal
-	lsn  proto.LSN   // what is above it is taken back,
-	only []proto.LSN // of it these alone, ascending, if not nil
+	j     *Journal
+	lsn   proto.LSN   // what is above it is taken back,
+	only  []proto.LSN // of it these alone, ascending, if not nil
+	parts int         // maxPastParts, less in tests
 
 	// mu is taken with viewMu held and kept while records are read: who asks for
 	// the same file waits rather than reads them again.
@@ -29,12 +30,14 @@ type Past struct {
 	listed *pastListing                 // the directory that was listed last
 	images [pastImages]pastImage
 	next   int // of images, the next to give up
+	weight int // of files and dirs: ranges, names and attributes in them
 }
 
 // Bounds of what a Past keeps in memory.
 const (
 	maxPastFiles = 4096
 	maxPastDirs  = 1024
+	maxPastParts = 1 << 18 // ranges, names and attributes of all of them together; one alone may have more
 	pastImages   = 4
 	pastBatch    = 256 // entries of a directory looked up at a time
 )
@@ -59,13 +62,13 @@ func (j *Journal) At(lsn proto.LSN) (*Past, error) {
 	if lsn > newest {
 		return nil, status.Newf(status.NoMoment, "", "history", "record %d is not there yet, the newest is %d", lsn, newest)
 	}
-	p := &Past{j: j, lsn: lsn, files: map[proto.FileID]*fileBefore{}, dirs: map[proto.FileID]*dirBefore{}}
+	p := &Past{j: j, lsn: lsn, parts: maxPastParts, files: map[proto.FileID]*fileBefore{}, dirs: map[proto.FileID]*dirBefore{}}
 	return p, p.kept()
 }
 
 // Without opens the present as it would be had these records, which ascend, not been.
 func (j *Journal) Without(recs []proto.LSN) *Past {
-	p := &Past{j: j, only: recs, files: map[proto.FileID]*fileBefore{}, dirs: map[proto.FileID]*dirBefore{}}
+	p := &Past{j: j, only: recs, parts: maxPastParts, files: map[proto.FileID]*fileBefore{}, dirs: map[proto.FileID]*dirBefore{}}
 	if len(recs) > 0 {
 		p.lsn = recs[0] - 1
 	}
@@ -151,7 +154,11 @@ func (p *Past) file(id proto.FileID) (*fileBefore, error) {
 	b.xattrs = maps.Clone(b.xattrs)
 	b.follow(recs)
 	if len(p.files) >= maxPastFiles {
-		clear(p.files)
+		p.forgetLocked()
+	}
+	p.weighLocked(b.weight())
+	if old := p.files[id]; old != nil {
+		p.weight -= old.weight()
 	}
 	p.files[id] = b
 	return b, nil
@@ -186,11 +193,33 @@ func (p *Past) dir(id proto.FileID) (*dirBefore, error) {
 		return ok && n.typ == proto.ModeDir
 	})
 	if len(p.dirs) >= maxPastDirs {
-		clear(p.dirs)
+		p.forgetLocked()
+	}
+	p.weighLocked(len(b.names))
+	if old := p.dirs[id]; old != nil {
+		p.weight -= len(old.names)
 	}
 	p.dirs[id] = b
 	return b, nil
 }
+
+// weighLocked makes room for something that is kept.
+func (p *Past) weighLocked(n int) {
+	if p.weight+n > p.parts {
+		p.forgetLocked()
+	}
+	p.weight += n
+}
+
+// forgetLocked drops what can be read again.
+func (p *Past) forgetLocked() {
+	clear(p.files)
+	clear(p.dirs)
+	p.weight = 0
+}
+
+// weight is how many parts a file's past has.
+func (b *fileBefore) weight() int { return len(b.ranges) + len(b.xattrs) }
 
 // existed reports whether a file had been made.
 func (p *Past) existed(id proto.FileID) bool {

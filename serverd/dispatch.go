@@ -18,6 +18,7 @@ type call struct {
 	c    *conn
 	sess *session
 	exp  *export
+	long bool // it is one of its client's long requests
 }
 
 // handler answers one kind of request.
@@ -143,7 +144,25 @@ func (c *conn) handleRead(op wire.Opcode, m wire.Message) (rep wire.Message, err
 	if f == nil {
 		return nil, status.New(status.Unsupported, "request", op.String())
 	}
-	return f(&call{ctx: c.ctx, c: c, sess: c.sess, exp: c.sess.exp}, m)
+	k := &call{ctx: c.ctx, c: c, sess: c.sess, exp: c.sess.exp}
+	defer k.end()
+	return f(k, m)
+}
+
+// lasts makes the call one of its client's long requests, of which only so many go on at once.
+func (c *call) lasts() error {
+	if c.long || c.c.reads.purse == nil {
+		return nil
+	}
+	err := c.c.reads.purse.takeLong(c.ctx)
+	c.long = err == nil
+	return err
+}
+
+func (c *call) end() {
+	if c.long {
+		c.c.reads.purse.giveLong()
+	}
 }
 
 // recovered, deferred, turns a panic into status.Internal and a line in the log.
@@ -220,6 +239,9 @@ func (c *call) who(claimed proto.Ident) *proto.Ident {
 func (c *call) view(at proto.LSN) (view, error) {
 	if at == 0 {
 		return c.exp.Journal, nil
+	}
+	if err := c.lasts(); err != nil {
+		return nil, err
 	}
 	return c.exp.past.at(c.exp.Journal, at)
 }

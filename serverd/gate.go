@@ -87,14 +87,31 @@ func (g *gate) shut() {
 // for concurrent use.
 type purse struct {
 	max   int64
-	conns int // guarded by Server.mu
+	conns int           // guarded by Server.mu
+	long  chan struct{} // holds one for each of its long requests
 
 	mu   sync.Mutex
 	used int64         // guarded by mu
 	room chan struct{} // guarded by mu; closed when something is given back; nil: nobody waits
 }
 
-func newPurse(max int64) *purse { return &purse{max: max} }
+// maxLong is how many requests a client may have in the works that read history: what
+// one takes of processor, disk and memory depends on how much there is of that.
+const maxLong = 4
+
+func newPurse(max int64) *purse { return &purse{max: max, long: make(chan struct{}, maxLong)} }
+
+// takeLong waits until the client may begin a long request.
+func (p *purse) takeLong(ctx context.Context) error {
+	select {
+	case p.long <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (p *purse) giveLong() { <-p.long }
 
 // take waits for room; a request larger than everything allowed goes alone.
 func (p *purse) take(ctx context.Context, cost int64) error {

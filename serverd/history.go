@@ -12,6 +12,9 @@ import (
 // history lists entries. Root, and the user as whom the server runs, see all of
 // them; anybody else sees the changes made under the own uid.
 func history(c *call, m *wire.LogReq) (wire.Message, error) {
+	if err := c.lasts(); err != nil {
+		return nil, err
+	}
 	who := c.who(m.Ident)
 	all := privileged(who)
 	limit := int(min(max(m.Limit, 1), wire.MaxEntries))

@@ -114,3 +114,43 @@ func TestManyNames(t *testing.T) {
 	_, rep := r.with(r.stranger("laptop", auth.ClientKey{}), wire.HelloReq{})
 	require.Equal(t, "laptop", r.lookupSession(rep.Session).name)
 }
+
+// One client reads history in a few requests at a time, whatever it asks for: others,
+// and its own ordinary requests, do not wait for them.
+func TestLongRequestsTakeTurns(t *testing.T) {
+	r := serve(t, Options{})
+	keys := r.stranger("foe", auth.ClientKey{})
+	foe, rep := r.with(keys, wire.HelloReq{})
+	res, err := foe.change(1, &proto.Label{Name: "then"})
+	require.NoError(t, err)
+	r.mu.Lock()
+	purse := r.purses[r.sessions[rep.Session].key.Fingerprint]
+	r.mu.Unlock()
+	for range maxLong {
+		require.NoError(t, purse.takeLong(t.Context()))
+	}
+	past := header()
+	past.At = res.LSN
+	for _, ask := range [][]byte{
+		wire.AppendFrame(nil, wire.Request(wire.OpLog, 1001), &wire.LogReq{Ident: self, Limit: 10}),
+		wire.AppendFrame(nil, wire.Request(wire.OpGetAttr, 1002), &wire.IDReq{ReqHeader: past, ID: proto.RootID}),
+	} {
+		_, err = foe.tls.Write(ask)
+		require.NoError(t, err)
+	}
+	_, err = foe.tls.Write(wire.AppendFrame(nil, wire.Request(wire.OpGetAttr, 1003), &wire.IDReq{ReqHeader: header(), ID: proto.RootID}))
+	require.NoError(t, err)
+	require.EqualValues(t, 1003, foe.reply().head.ID, "the present does not wait")
+	root, _ := r.on()
+	require.NoError(t, root.call(wire.OpLog, &wire.LogReq{Ident: self, Limit: 10}, &wire.LogRep{}), "nor does anybody else")
+	purse.giveLong()
+	answered := map[uint64]bool{}
+	for range 2 {
+		answered[foe.reply().head.ID] = true
+	}
+	require.Equal(t, map[uint64]bool{1001: true, 1002: true}, answered, "one after the other")
+	for range maxLong - 1 {
+		purse.giveLong()
+	}
+	require.Empty(t, purse.long)
+}
