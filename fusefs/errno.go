@@ -59,6 +59,10 @@ var errnos = [...]syscall.Errno{
 	status.TooManyFiles:  syscall.ENFILE,
 	status.Usage:         syscall.EINVAL,
 	status.NoMoment:      syscall.ENOENT,
+	status.Locked:        syscall.EAGAIN,
+	status.Deadlock:      syscall.EDEADLK,
+	status.NoLocks:       syscall.ENOLCK,
+	status.LostLock:      syscall.EIO,
 }
 
 // errnoOf is the table alone. known is false for an error that no layer below

@@ -130,6 +130,7 @@ func (c *conn) serve() {
 	}
 	if c.sess != nil && !c.isData {
 		c.sess.exp.Feed.unsubscribe(c.out)
+		c.sess.exp.locks.leave(c.sess.id, c.out)
 	}
 	c.out.close()
 	writer.Wait()
@@ -216,6 +217,9 @@ func (c *conn) writeLoop() error {
 		buf = buf[:0]
 		for i := range b.pushes {
 			buf = wire.AppendFrame(buf, wire.Push(wire.OpChanged), c.told(&b.pushes[i]))
+		}
+		for i := range b.locks {
+			buf = wire.AppendFrame(buf, wire.Push(wire.OpLockDone), &b.locks[i])
 		}
 		if b.drain {
 			buf = wire.AppendFrame(buf, wire.Push(wire.OpDrain), &wire.Empty{})

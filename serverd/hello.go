@@ -189,8 +189,10 @@ func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err erro
 	exp.Feed.subscribe(c.out, sess.id)
 	sess.replaceOpens(m.Opens, c.grant)
 	exp.Journal.Returned(sess.id)
+	rep.LostLocks = c.resumeLocks(m, rep)
 	if rep.Root, err = exp.Journal.Attr(proto.RootID); err != nil {
 		exp.Feed.unsubscribe(c.out)
+		exp.locks.leave(sess.id, c.out)
 		return err
 	}
 	sess.setMain(c)
@@ -222,6 +224,7 @@ func (c *conn) retreat() {
 	}
 	if !c.isData {
 		c.sess.exp.Feed.unsubscribe(c.out)
+		c.sess.exp.locks.leave(c.sess.id, c.out)
 	}
 	c.sess.leave(c)
 }

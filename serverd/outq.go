@@ -20,6 +20,7 @@ type outq struct {
 
 	mu      sync.Mutex
 	answers []answer                       // guarded by mu
+	locks   []wire.LockDone                // guarded by mu; no more than the session has waits
 	pushes  map[proto.FileID]*wire.Changed // guarded by mu
 	order   []proto.FileID                 // guarded by mu; the keys of pushes, oldest first
 	drain   bool                           // guarded by mu; tell that the server stops
@@ -43,6 +44,7 @@ func (a *answer) leave() {
 // batch is what the writer takes at once, to be sent in the order of its fields.
 type batch struct {
 	pushes  []wire.Changed
+	locks   []wire.LockDone
 	answers []answer
 	drain   bool
 }
@@ -80,6 +82,16 @@ func (q *outq) push(c wire.Changed) {
 	if full {
 		q.overflow()
 	}
+	q.signal()
+}
+
+// lockDone queues the end of a wait, behind the news of all changes before it. It does not block.
+func (q *outq) lockDone(d wire.LockDone) {
+	q.mu.Lock()
+	if !q.closed {
+		q.locks = append(q.locks, d)
+	}
+	q.mu.Unlock()
 	q.signal()
 }
 
@@ -124,8 +136,8 @@ func (q *outq) take() (b batch, ok bool) {
 func (q *outq) tryTake() (b batch, more bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	b = batch{answers: q.answers, drain: q.drain}
-	q.answers, q.drain = nil, false
+	b = batch{answers: q.answers, locks: q.locks, drain: q.drain}
+	q.answers, q.locks, q.drain = nil, nil, false
 	for _, id := range q.order {
 		b.pushes = append(b.pushes, *q.pushes[id])
 	}
@@ -134,4 +146,6 @@ func (q *outq) tryTake() (b batch, more bool) {
 	return b, !q.closed
 }
 
-func (b *batch) empty() bool { return len(b.pushes) == 0 && len(b.answers) == 0 && !b.drain }
+func (b *batch) empty() bool {
+	return len(b.pushes) == 0 && len(b.locks) == 0 && len(b.answers) == 0 && !b.drain
+}

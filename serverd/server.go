@@ -32,6 +32,7 @@ type Options struct {
 	Idle      time.Duration // a connection from which nothing comes is dropped; 60 s
 	Stall     time.Duration // a connection that takes nothing is dropped; 30 s
 	Grace     time.Duration // a session without connection keeps its open files; 10 min
+	Locks     time.Duration // a session without connection keeps its locks; 30 s
 	Forget    time.Duration // a session without connection is closed; 24 h
 	Drain     time.Duration // what was received is answered, when the server stops; 15 s
 }
@@ -52,6 +53,7 @@ type Export struct {
 type export struct {
 	Export
 	past      pastCache
+	locks     *locks
 	verifying sync.Mutex // one check of the journal at a time
 }
 
@@ -105,6 +107,7 @@ func Listen(o Options) (*Server, error) {
 	setDefault(&o.Idle, time.Minute)
 	setDefault(&o.Stall, 30*time.Second)
 	setDefault(&o.Grace, 10*time.Minute)
+	setDefault(&o.Locks, 30*time.Second)
 	setDefault(&o.Forget, 24*time.Hour)
 	setDefault(&o.Drain, 15*time.Second)
 	s := &Server{
@@ -124,7 +127,7 @@ func Listen(o Options) (*Server, error) {
 		if e.Feed == nil {
 			e.Feed = NewFeed()
 		}
-		s.exports[e.Name] = &export{Export: e}
+		s.exports[e.Name] = &export{Export: e, locks: newLocks(e.Journal.Sessions(), s.began.Add(o.Locks))}
 	}
 	return s, nil
 }
@@ -354,7 +357,7 @@ func (s *Server) connections() []*conn {
 // keepHouse looks now and then for what time alone brings about: sessions that
 // nobody came back to, and keys that are no longer admitted.
 func (s *Server) keepHouse(ctx context.Context) {
-	tick := time.NewTicker(max(min(s.o.Grace, s.o.Forget, 20*time.Second)/4, time.Millisecond))
+	tick := time.NewTicker(max(min(s.o.Grace, s.o.Forget, s.o.Locks, 20*time.Second)/4, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {

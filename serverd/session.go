@@ -36,6 +36,7 @@ type session struct {
 	opens map[proto.FileID]*openFile // guarded by mu
 	fresh freshFiles                 // guarded by mu
 	lost  time.Time                  // guarded by mu; since when there is no connection
+	known bool                       // guarded by mu; had a connection in this run of the server
 	ended bool                       // guarded by mu; closed in the journal, for nobody to resume
 }
 
@@ -243,7 +244,14 @@ func (f *freshFiles) take(id proto.FileID, uid uint32) bool {
 func (s *session) setMain(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.main, s.lost = c, time.Time{}
+	s.main, s.lost, s.known = c, time.Time{}, true
+}
+
+// wasHere reports whether the session had a connection in this run of the server.
+func (s *session) wasHere() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known
 }
 
 // current returns the session's connection, nil without one.

@@ -175,6 +175,7 @@ func (s *Server) end(sess *session, why string) {
 	}
 	sess.markEnded()
 	sess.dropOpens()
+	sess.exp.locks.end(sess.id)
 	err := sess.exp.Journal.CloseSession(sess.id)
 	s.removeSession(sess)
 	s.log.Info().Str("session", sessionText(sess.id)).Str("export", sess.exp.Name).Str("client", sess.name).
@@ -195,7 +196,7 @@ func (s *Server) expel(sess *session, why error) bool {
 }
 
 // tidySessions ends sessions that nobody came back to, and before that takes
-// their open files from them.
+// their open files from them, and still earlier their locks, for which others wait.
 func (s *Server) tidySessions() {
 	for _, sess := range s.sessionList() {
 		switch idle := sess.idle(); {
@@ -203,6 +204,8 @@ func (s *Server) tidySessions() {
 			s.end(sess, "nobody came back")
 		case idle >= s.o.Grace:
 			s.disarm(sess)
+		case idle >= s.o.Locks:
+			s.unlock(sess)
 		}
 	}
 }
@@ -224,13 +227,27 @@ func (s *Server) tidyJournals() {
 	}
 }
 
-// disarm drops the open files of a session that is without connection.
+// unlock takes its locks from a session that is without connection: whatever was
+// done under them and came in over that connection is done.
+func (s *Server) unlock(sess *session) {
+	sess.attach.Lock()
+	defer sess.attach.Unlock()
+	if sess.current() != nil {
+		return
+	}
+	if n := sess.exp.locks.drop(sess.id); n > 0 {
+		s.log.Warn().Str("session", sessionText(sess.id)).Str("client", sess.name).Int("locks", n).Msg("locks of a lost session dropped")
+	}
+}
+
+// disarm drops the locks and open files of a session that is without connection.
 func (s *Server) disarm(sess *session) {
 	sess.attach.Lock()
 	defer sess.attach.Unlock()
 	if sess.current() != nil {
 		return
 	}
+	sess.exp.locks.drop(sess.id)
 	if n := sess.dropOpens(); n > 0 {
 		s.log.Info().Str("session", sessionText(sess.id)).Int("files", n).Msg("open files of a lost session dropped")
 	}

@@ -28,6 +28,7 @@ type serveFlags struct {
 	historyCap cli.Size
 	memory     cli.Size
 	idle       time.Duration
+	locks      time.Duration
 	config     string
 	logLevel   string
 }
@@ -56,6 +57,7 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 	f.memory = defaultMemory
 	c.Flags.Var(&f.memory, "memory", "what the server's memory is kept to: a quarter of it caches the exports' tables of files")
 	c.Flags.DurationVar(&f.idle, "idle-timeout", time.Minute, "drop a client's connection from which nothing came for so long")
+	c.Flags.DurationVar(&f.locks, "lock-timeout", 30*time.Second, "give the locks of a client without connection to others after so long")
 	c.Flags.StringVar(&f.config, "config", "", "file of NAME = VALUE lines, with the names of these flags, which win")
 	c.Flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
@@ -69,6 +71,9 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 		}
 		if f.idle < minIdle {
 			return cli.Usage("serve: --idle-timeout %v: at least %v, for clients that are alive are silent for as long", f.idle, minIdle)
+		}
+		if f.locks < minLocks {
+			return cli.Usage("serve: --lock-timeout %v: at least %v, for a client needs a moment to come back", f.locks, minLocks)
 		}
 		if f.memory < minMemory {
 			return cli.Usage("serve: --memory %s: at least %s", f.memory.Short(), cli.Size(minMemory).Short())
@@ -87,6 +92,9 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 // minIdle is the least idle timeout: a client's connection is silent for 15
 // seconds before it pings.
 const minIdle = 20 * time.Second
+
+// minLocks is the least lock timeout.
+const minLocks = time.Second
 
 func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	log, err := cli.NewLog(std.Err, f.logLevel)
@@ -135,7 +143,7 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	}
 	srv, err := serverd.Listen(serverd.Options{
 		Exports: exports.List, Listen: f.listen, DataPorts: f.dataPorts, State: state, Log: log, Software: cli.Software("cageserverd"),
-		Idle: f.idle,
+		Idle: f.idle, Locks: f.locks,
 	})
 	if err != nil {
 		return err

@@ -63,7 +63,11 @@ const (
 	TooManyFiles  Code = 41 // EMFILE, ENFILE at the server
 	Usage         Code = 42 // a wrong flag or argument of a command
 	NoMoment      Code = 43 // no such label, or a moment in the future
-	maxCode       Code = 44
+	Locked        Code = 44 // somebody else has the lock: EAGAIN
+	Deadlock      Code = 45 // waiting for the lock would never end
+	NoLocks       Code = 46 // no room for more locks
+	LostLock      Code = 47 // a lock that the file was open under is lost
+	maxCode       Code = 48
 )
 
 var texts = [...]string{
@@ -81,6 +85,8 @@ var texts = [...]string{
 	UnknownExport: "no such export", WrongKey: "key not accepted", Draining: "server is stopping",
 	LostSession: "session unknown to the server", TextBusy: "text file busy", TooBig: "value too big",
 	TooManyFiles: "too many open files", Usage: "usage", NoMoment: "no such moment",
+	Locked: "locked by somebody else", Deadlock: "waiting for the lock would never end",
+	NoLocks: "too many locks", LostLock: "the lock was lost",
 }
 
 // String is a short text for people.

@@ -2,7 +2,7 @@
 // its bytes and its limits. It is pure: bytes in, bytes out. It owns no
 // connection and no goroutine, and it knows nothing of caches or journals.
 //
-// This text is the specification, version 2.
+// This text is the specification, version 3.
 //
 // # Connections
 //
@@ -35,6 +35,7 @@
 //	version 1   first version
 //	version 2   allocate, copy and seek; make without a name and with a umask;
 //	            write with append; N in results
+//	version 3   locks
 //
 // # Frames
 //
@@ -104,6 +105,7 @@
 //	text for people            MaxText     4096   (shortened)
 //	list                       MaxEntries  1024
 //	opens of a hello           MaxOpens    65536
+//	locks of a session         MaxLocks    8192
 //	cut list                   MaxList     1 MiB
 //
 // # Flow
@@ -116,7 +118,7 @@
 //	    preamble, OpAttach          -->            each data connection
 //	                                <--   reply
 //	requests, OpChange+kind …       -->            steady state
-//	                                <--   replies, OpChanged, OpRecall
+//	                                <--   replies, OpChanged, OpRecall, OpLockDone
 //	OpPing when idle                -->
 //	                                <--   reply
 //	                                <--   OpDrain  the server is stopping: the

@@ -16,6 +16,7 @@ const (
 	MaxList    = proto.MaxIO          // bytes of a list that goes on in further replies or is cut
 	MaxEntries = 1024                 // elements of a list, where nothing else is said
 	MaxOpens   = 1 << 16              // files that a resuming client may list as open
+	MaxLocks   = 8192                 // locks of a session
 	MaxSecret  = 64                   // bytes of a join's secret
 	MaxWord    = 255                  // bytes of a host name, an export's name, an operation's name
 	MaxText    = 4096                 // bytes of a text for people

@@ -34,6 +34,13 @@ const (
 	OpResolve   Opcode = 30 // ResolveReq, AttrRep: a path, for tools and mounts of a subdirectory
 	OpSeek      Opcode = 31 // SeekReq, SeekRep: the next data or hole of a file
 
+	// Locks. Unlike changes they are not kept in order: who gives one up has first
+	// waited for the answers to what he did under it.
+	OpLock     Opcode = 32 // LockReq, LockRep
+	OpTestLock Opcode = 33 // LockReq, TestLockRep
+	OpUnlock   Opcode = 34 // LockReq, Empty
+	OpUnwait   Opcode = 35 // UnwaitReq, Empty
+
 	// Changing (50–79): ChangeReq, ChangeRep; one for each proto.OpKind, at
 	// OpChange + kind. Main connection only, in the order of the session's log.
 	OpChange Opcode = 50
@@ -45,9 +52,10 @@ const (
 	OpUsage  Opcode = 83 // Empty, UsageRep
 
 	// Pushed by the server on the main connection, unasked, id 0 (100–119).
-	OpChanged Opcode = 100 // Changed
-	OpRecall  Opcode = 101 // Recall (comes with leases)
-	OpDrain   Opcode = 102 // Empty: the server is stopping; finish and reconnect
+	OpChanged  Opcode = 100 // Changed
+	OpRecall   Opcode = 101 // Recall (comes with leases)
+	OpDrain    Opcode = 102 // Empty: the server is stopping; finish and reconnect
+	OpLockDone Opcode = 103 // LockDone: a wait for a lock is over
 )
 
 // Message is the payload of a frame: a pointer to one of this package's structs.
@@ -93,6 +101,11 @@ var Table = map[Opcode]Spec{
 	OpResolve:   {Name: "resolve", NewRequest: fresh[ResolveReq], NewReply: fresh[AttrRep]},
 	OpSeek:      {Name: "seek", NewRequest: fresh[SeekReq], NewReply: fresh[SeekRep]},
 
+	OpLock:     {Name: "lock", NewRequest: fresh[LockReq], NewReply: fresh[LockRep]},
+	OpTestLock: {Name: "testlock", NewRequest: fresh[LockReq], NewReply: fresh[TestLockRep]},
+	OpUnlock:   {Name: "unlock", NewRequest: fresh[LockReq], NewReply: fresh[Empty]},
+	OpUnwait:   {Name: "unwait", NewRequest: fresh[UnwaitReq], NewReply: fresh[Empty]},
+
 	OpChange + Opcode(proto.OpMake):        change[proto.Make]("make"),
 	OpChange + Opcode(proto.OpLink):        change[proto.Link]("link"),
 	OpChange + Opcode(proto.OpRemove):      change[proto.Remove]("remove"),
@@ -113,9 +126,10 @@ var Table = map[Opcode]Spec{
 	OpVerify: {Name: "verify", NewRequest: fresh[VerifyReq], NewReply: fresh[VerifyRep]},
 	OpUsage:  {Name: "usage", NewRequest: fresh[Empty], NewReply: fresh[UsageRep]},
 
-	OpChanged: {Name: "changed", NewPush: fresh[Changed]},
-	OpRecall:  {Name: "recall", NewPush: fresh[Recall]},
-	OpDrain:   {Name: "drain", NewPush: fresh[Empty]},
+	OpChanged:  {Name: "changed", NewPush: fresh[Changed]},
+	OpRecall:   {Name: "recall", NewPush: fresh[Recall]},
+	OpDrain:    {Name: "drain", NewPush: fresh[Empty]},
+	OpLockDone: {Name: "lockdone", NewPush: fresh[LockDone]},
 }
 
 // fresh makes an empty message of a type.

@@ -14,6 +14,7 @@ type HelloReq struct {
 	Boot     uint32          // server start that the client last saw
 	NextSeq  proto.Seq       // first operation that the client has no result of
 	Opens    []proto.FileID  // resuming: files that are held open (kept or kept as orphans), at most MaxOpens
+	Locks    []Lock          // resuming: what is locked, at most MaxLocks; the server gives the rest up
 }
 
 // Append implements Message.
@@ -26,7 +27,8 @@ func (m *HelloReq) Append(b []byte) []byte {
 	b = appendFixed64(b, m.Session)
 	b = appendInt(b, m.Boot)
 	b = appendInt(b, m.NextSeq)
-	return appendList(b, m.Opens, appendInt[proto.FileID])
+	b = appendList(b, m.Opens, appendInt[proto.FileID])
+	return appendList(b, m.Locks, appendLock)
 }
 
 // Decode implements Message.
@@ -40,6 +42,7 @@ func (m *HelloReq) Decode(c *Cursor) {
 	m.Boot = c.u32()
 	m.NextSeq = c.seq()
 	m.Opens = list(c, c.count(MaxOpens, 1), (*Cursor).fid)
+	m.Locks = list(c, c.count(MaxLocks, lockLeast), (*Cursor).lock)
 }
 
 // HelloRep admits the client.
@@ -53,7 +56,8 @@ type HelloRep struct {
 	DataPorts uint16    // reachable at main port + 1 … + DataPorts
 	Root      proto.Attr
 	ReadOnly  bool
-	Trusted   bool // the identities of requests count (Ident.UID and so on)
+	Trusted   bool     // the identities of requests count (Ident.UID and so on)
+	LostLocks []uint32 // resuming: the places in the request's list of the locks that the session has lost
 }
 
 // Append implements Message.
@@ -67,7 +71,8 @@ func (m *HelloRep) Append(b []byte) []byte {
 	b = appendInt(b, m.DataPorts)
 	b = appendAttr(b, &m.Root)
 	b = appendFlag(b, m.ReadOnly)
-	return appendFlag(b, m.Trusted)
+	b = appendFlag(b, m.Trusted)
+	return appendList(b, m.LostLocks, appendInt[uint32])
 }
 
 // Decode implements Message.
@@ -82,6 +87,7 @@ func (m *HelloRep) Decode(c *Cursor) {
 	m.Root = c.attr()
 	m.ReadOnly = c.flag()
 	m.Trusted = c.flag()
+	m.LostLocks = list(c, c.count(MaxLocks, 1), (*Cursor).u32)
 }
 
 // AttachReq joins a data connection to a session of the same client key.

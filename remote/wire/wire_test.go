@@ -20,6 +20,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
@@ -179,6 +180,8 @@ func TestOverLimit(t *testing.T) {
 		"paths":           &ChangeReq{Op: &proto.Rollback{Paths: names(MaxEntries+1, 1)}},
 		"records":         &ChangeReq{Op: &proto.Undo{LSNs: make([]proto.LSN, MaxEntries+1)}},
 		"opens":           &HelloReq{Opens: make([]proto.FileID, MaxOpens+1)},
+		"locks":           &HelloReq{Locks: make([]Lock, MaxLocks+1)},
+		"lost locks":      &HelloRep{LostLocks: make([]uint32, MaxLocks+1)},
 		"exports":         &ExportsRep{Names: names(MaxEntries+1, 1)},
 		"moment kind":     &MomentReq{Moment: proto.Moment{Kind: proto.MomentLabel + 1}},
 		"new files":       &ChangeReq{Op: &proto.Rollback{New: proto.NewKeep + 1}},
@@ -289,7 +292,11 @@ func TestLongLists(t *testing.T) {
 	for i := range opens {
 		opens[i] = proto.MaxFileID
 	}
-	fits(&HelloReq{Opens: opens}, &HelloReq{})
+	locks := make([]Lock, MaxLocks)
+	for i := range locks {
+		locks[i] = Lock{At: 1<<64 - 1, ID: proto.MaxFileID, Owner: 1<<64 - 1, Lock: lockset.Lock{Start: 1<<64 - 1, End: 1<<64 - 1, PID: 1<<32 - 1}}
+	}
+	fits(&HelloReq{Opens: opens, Locks: locks}, &HelloReq{})
 	names := make([]string, MaxEntries)
 	for i := range names {
 		names[i] = name
@@ -443,7 +450,7 @@ func TestHeaderBytes(t *testing.T) {
 }
 
 func TestPreambleBytes(t *testing.T) {
-	require.Equal(t, "CAGE\x02\x00\x00\x00", string(AppendPreamble(nil, Version)))
+	require.Equal(t, "CAGE\x03\x00\x00\x00", string(AppendPreamble(nil, Version)))
 	v, err := ParsePreamble([]byte("CAGE\x02\x01\xff\xff and more"))
 	require.NoError(t, err, "reserved bytes are ignored")
 	require.EqualValues(t, 0x102, v)

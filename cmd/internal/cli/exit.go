@@ -96,6 +96,10 @@ var exits = map[status.Code]Exit{
 	status.TooManyFiles:  ExitFailed,
 	status.Usage:         ExitUsage,
 	status.NoMoment:      ExitNotFound,
+	status.Locked:        ExitBusy,
+	status.Deadlock:      ExitConflict,
+	status.NoLocks:       ExitDenied,
+	status.LostLock:      ExitFailed,
 }
 
 // ExitOf returns the exit code that an error means.

@@ -41,19 +41,21 @@ var allowed = map[string][]string{
 	"cmd/internal/differ":  {},
 	"cmd/internal/e2e":     {"cmd/internal/cli", "cmd/internal/differ"},
 	"cmd/internal/sim":     {"pagecache", "remote", "remote/auth", "remote/page", "remote/simnet", "remote/wire", "serverd", "journal", "journal/record", "journal/replay", "journal/vfs", "journal/wal"},
-	"fusefs":               {"pagecache", "remote", "remote/page", "remote/wire"},
+	"fusefs":               {"pagecache", "remote", "remote/lockset", "remote/page", "remote/wire"},
 	"pagecache":            {"pagecache/evict", "remote/page"},
 	"pagecache/evict":      {},
-	"remote":               {"remote/auth", "remote/oplog", "remote/page", "remote/wire"},
+	"remote":               {"remote/auth", "remote/lockset", "remote/oplog", "remote/page", "remote/wire"},
 	"remote/auth":          {},
 	"remote/hostile":       {"remote/wire"},
+	"remote/lockset":       {},
 	"remote/oplog":         {"remote/wire"},
 	"remote/page":          {},
 	"remote/proto":         {},
 	"remote/simnet":        {},
 	"remote/status":        {},
-	"remote/wire":          {"remote/page"},
-	"serverd":              {"journal", "journal/replay", "journal/vfs", "remote/auth", "remote/page", "remote/wire", "serverd/watch"},
+	"remote/wire":          {"remote/lockset", "remote/page"},
+	"serverd":              {"journal", "journal/replay", "journal/vfs", "remote/auth", "remote/lockset", "remote/page", "remote/wire", "serverd/lock", "serverd/watch"},
+	"serverd/lock":         {"remote/lockset"},
 	"serverd/watch":        {"journal/vfs"},
 	"journal":              {"journal/record", "journal/runs", "journal/vfs", "journal/wal"},
 	"journal/record":       {},
@@ -65,7 +67,7 @@ var allowed = map[string][]string{
 
 // bare packages import nothing of Cage at all: they are the words and the
 // leaves that everybody may use without getting more.
-var bare = []string{"cmd/internal/differ", "remote/proto", "remote/status", "remote/page", "remote/simnet", "pagecache/evict", "journal/vfs"}
+var bare = []string{"cmd/internal/differ", "remote/proto", "remote/status", "remote/page", "remote/lockset", "remote/simnet", "pagecache/evict", "journal/vfs"}
 
 // apart says what must not be linked into a program or package by any way.
 var apart = []struct{ from, to, why string }{

@@ -1,0 +1,276 @@
+package serverd
+
+import (
+	"sync"
+	"time"
+
+	"cagefs.dev/cage/remote/lockset"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+	"cagefs.dev/cage/serverd/lock"
+)
+
+// Locks are in memory, and belong to sessions. One that is without connection
+// keeps them for a while (Options.Locks); its waits end with the connection, and
+// the client asks again. When it comes back it says what it holds, and hears what
+// of that is lost. After a restart the sessions from before have as long to
+// come back and take what they had, and until then nobody else gets anything; a
+// client that missed a whole run of the server gets nothing back, for others may
+// have had the lock in that run and be done with it.
+
+// maxFileLocks and the waits are bounds that no use of locks comes near. A
+// session's locks are bounded by what its client can name when it comes back.
+const (
+	maxFileLocks    = 8192
+	maxSessionWaits = 1024
+	maxFileWaits    = 2048
+)
+
+// locks is the locks of an export, and where to tell of the ends of waits. Safe
+// for concurrent use.
+type locks struct {
+	until time.Time // sessions from before the start are waited for; set at construction
+
+	mu     sync.Mutex                   // a leaf but for outq's
+	table  *lock.Table                  // guarded by mu
+	out    map[proto.SessionID]*outq    // guarded by mu; of the sessions that have a connection
+	absent map[proto.SessionID]struct{} // guarded by mu; sessions from before the start that are not back
+}
+
+// newLocks waits for sessions until a time.
+func newLocks(before []proto.SessionID, until time.Time) *locks {
+	l := &locks{
+		until: until, out: make(map[proto.SessionID]*outq), absent: make(map[proto.SessionID]struct{}),
+		table: lock.New(lock.Limits{
+			SessionLocks: wire.MaxLocks, SessionWaits: maxSessionWaits, FileLocks: maxFileLocks, FileWaits: maxFileWaits,
+		}),
+	}
+	for _, id := range before {
+		l.absent[id] = struct{}{}
+	}
+	return l
+}
+
+// graceLocked reports whether sessions from before the start may still come for their locks.
+func (l *locks) graceLocked() bool {
+	return len(l.absent) > 0 && time.Now().Before(l.until)
+}
+
+// tellLocked tells of the ends of waits.
+func (l *locks) tellLocked(done []lock.Done) {
+	for _, d := range done {
+		if q := l.out[d.ID.Session]; q != nil {
+			q.lockDone(wire.LockDone{Wait: d.ID.Num, Code: codes[d.Outcome]})
+		}
+	}
+}
+
+// codes are the outcomes as the wire has them.
+var codes = map[lock.Outcome]status.Code{
+	lock.Granted: status.OK, lock.Held: status.Locked, lock.Deadlock: status.Deadlock, lock.NoRoom: status.NoLocks,
+}
+
+// resume makes a session's connection hear of its waits, and the client's list
+// the truth about what it has locked. It returns the places in the list of what
+// is lost. known says that the session had a connection in this run of the
+// server, reclaim that it was on line until the last one ended.
+func (l *locks) resume(id proto.SessionID, q *outq, list []lock.Request, known, reclaim bool) (lost []uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.out[id] = q
+	switch {
+	case known:
+		gone, done := l.table.Keep(id, list)
+		l.tellLocked(done)
+		for _, i := range gone {
+			lost = append(lost, uint32(i))
+		}
+	default:
+		grace := l.graceLocked()
+		for i, r := range list {
+			if grace && reclaim {
+				if outcome, _ := l.table.Lock(r); outcome == lock.Granted {
+					continue
+				}
+			}
+			lost = append(lost, uint32(i))
+		}
+	}
+	delete(l.absent, id)
+	return lost
+}
+
+// leave ends the waits of a session with its connection. Idempotent.
+func (l *locks) leave(id proto.SessionID, q *outq) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.out[id] == q {
+		delete(l.out, id)
+		l.table.CancelAll(id)
+	}
+}
+
+// drop takes its locks from a session, and returns how many there were.
+func (l *locks) drop(id proto.SessionID) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.table.Locks(id)
+	l.tellLocked(l.table.Drop(id))
+	return n
+}
+
+// end is drop for a session that does not come back.
+func (l *locks) end(id proto.SessionID) {
+	l.drop(id)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.absent, id)
+}
+
+// resumeLocks gives the connection's session its locks; see locks.resume.
+func (c *conn) resumeLocks(m *wire.HelloReq, rep *wire.HelloRep) []uint32 {
+	known := c.sess.wasHere()
+	reclaim := m.Boot+1 == rep.Boot
+	list, places := make([]lock.Request, 0, len(m.Locks)), make([]uint32, 0, len(m.Locks))
+	var lost []uint32
+	if rep.Resumed {
+		for i, l := range m.Locks {
+			if checkLock(&l) != nil || !known && !c.mayReclaim(&l) {
+				lost = append(lost, uint32(i))
+				continue
+			}
+			list, places = append(list, c.sess.lockRequest(&l)), append(places, uint32(i))
+		}
+	}
+	for _, i := range c.sess.exp.locks.resume(c.sess.id, c.out, list, known, reclaim) {
+		lost = append(lost, places[i])
+	}
+	return lost
+}
+
+// mayReclaim reports whether a client may have had a lock before the restart. Its
+// file may be closed already, while what was written under the lock is on its way.
+func (c *conn) mayReclaim(l *wire.Lock) bool {
+	if l.At != 0 || c.sess.openFlags(l.ID)&lockFlags(l) == lockFlags(l) && c.sess.holds(l.ID) {
+		return true
+	}
+	a, err := c.sess.exp.Journal.Attr(l.ID)
+	if err != nil {
+		return false
+	}
+	flags, ok := c.grant(&a)
+	return ok && flags&lockFlags(l) == lockFlags(l)
+}
+
+// checkLock refuses what is no lock.
+func checkLock(l *wire.Lock) error {
+	switch {
+	case l.ID == 0 || l.ID > proto.MaxFileID, l.Start > l.End, l.End > lockset.Max,
+		l.Flock && (l.Start != 0 || l.End != lockset.Max):
+		return status.Invalid
+	}
+	return nil
+}
+
+// lockFlags is how a file must be open to be locked: as fcntl(2) and flock(2) want it.
+func lockFlags(l *wire.Lock) uint32 {
+	switch {
+	case l.Flock || l.At != 0: // an open of the past grants nothing in the present
+		return 0
+	case l.Exclusive:
+		return wire.OpenWrite
+	}
+	return wire.OpenRead
+}
+
+func (s *session) lockRequest(l *wire.Lock) lock.Request {
+	return lock.Request{File: lock.File{At: l.At, ID: l.ID}, Owner: lock.Owner{Session: s.id, Num: l.Owner}, Flock: l.Flock, Lock: l.Lock}
+}
+
+// lockFile takes a lock, or begins to wait for it.
+func lockFile(c *call, m *wire.LockReq) (wire.Message, error) {
+	if err := checkLock(&m.Lock); err != nil {
+		return nil, err
+	}
+	if !c.sess.holds(m.Lock.ID) || c.sess.openFlags(m.Lock.ID)&lockFlags(&m.Lock) != lockFlags(&m.Lock) {
+		return nil, status.Newf(status.Access, "lock", m.Lock.ID.String(), "it is not open for that")
+	}
+	rep := &wire.LockRep{}
+	outcome, later := c.exp.locks.lock(c.sess.lockRequest(&m.Lock), m.Wait)
+	switch {
+	case later:
+		rep.Later = true
+	case outcome == lock.Queued:
+		rep.Queued = true
+	case outcome != lock.Granted:
+		return nil, status.New(codes[outcome], "lock", m.Lock.ID.String())
+	case m.Lock.At == 0:
+		// The client compares its pages with this, as at an open.
+		a, err := c.exp.Journal.Attr(m.Lock.ID)
+		if err == nil {
+			rep.Attr = a
+		}
+	}
+	return rep, nil
+}
+
+// lock is lock.Table's Lock or Wait, once sessions from before a restart have what they had.
+func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome, later bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.graceLocked() {
+		return 0, true
+	}
+	var done []lock.Done
+	if wait == 0 {
+		outcome, done = l.table.Lock(r)
+	} else {
+		outcome, done = l.table.Wait(lock.WaitID{Session: r.Owner.Session, Num: wait}, r)
+	}
+	l.tellLocked(done)
+	return outcome, false
+}
+
+// testLock tells what is in the way of a lock to who has the file open.
+func testLock(c *call, m *wire.LockReq) (wire.Message, error) {
+	if err := checkLock(&m.Lock); err != nil {
+		return nil, err
+	}
+	if !c.sess.holds(m.Lock.ID) {
+		return nil, status.Newf(status.Access, "testlock", m.Lock.ID.String(), "it is not open")
+	}
+	l := c.exp.locks
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.graceLocked() {
+		return &wire.TestLockRep{Later: true}, nil
+	}
+	h, held := l.table.Test(c.sess.lockRequest(&m.Lock))
+	return &wire.TestLockRep{Held: held, Mine: h.Owner.Session == c.sess.id, Lock: h.Lock}, nil
+}
+
+// unlockFile gives up what the session has of a range.
+func unlockFile(c *call, m *wire.LockReq) (wire.Message, error) {
+	if err := checkLock(&m.Lock); err != nil {
+		return nil, err
+	}
+	l := c.exp.locks
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	outcome, done := l.table.Unlock(c.sess.lockRequest(&m.Lock))
+	l.tellLocked(done)
+	if outcome != lock.Granted {
+		return nil, status.New(codes[outcome], "unlock", m.Lock.ID.String())
+	}
+	return &wire.Empty{}, nil
+}
+
+// unwait ends a wait.
+func unwait(c *call, m *wire.UnwaitReq) (wire.Message, error) {
+	l := c.exp.locks
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.table.Cancel(lock.WaitID{Session: c.sess.id, Num: m.Wait})
+	return &wire.Empty{}, nil
+}
