@@ -90,8 +90,8 @@ func believeOutcome(op proto.Op, r *proto.Result) error {
 	return nil
 }
 
-// believeHello checks what a session begins with.
-func (o *Options) believeHello(rep *wire.HelloRep) error {
+// believeHello checks what a session begins with, or goes on with that has so many locks.
+func (o *Options) believeHello(rep *wire.HelloRep, locks int) error {
 	if o.Export == "" {
 		return nil
 	}
@@ -100,6 +100,11 @@ func (o *Options) believeHello(rep *wire.HelloRep) error {
 	}
 	if !rep.Root.IsDir() || rep.Session == 0 {
 		return nonsense("a session without a number or a directory")
+	}
+	for _, i := range rep.LostLocks {
+		if int64(i) >= int64(locks) {
+			return nonsense("lock %d of %d is lost", i, locks)
+		}
 	}
 	return nil
 }

@@ -18,6 +18,9 @@ type call struct {
 	// forgotten is called with Session.mu held, once, when a call that nobody
 	// waits for any more has its reply or will get none. err is the reply's. May be nil.
 	forgotten func(err error)
+	// answered is called with Session.mu held when the reply comes, before
+	// anybody is given it. May be nil.
+	answered func(reply)
 
 	began time.Duration // set by start; see Session.now
 
@@ -130,6 +133,9 @@ func (s *Session) forgetLocked(c *call, err error) {
 
 // deliverLocked hands a reply to who waits for it.
 func (s *Session) deliverLocked(c *call, r reply) {
+	if c.answered != nil {
+		c.answered(r)
+	}
 	if c.abandoned || c.detached {
 		s.forgetLocked(c, replyError(r))
 		s.recycle(r.payload)

@@ -17,7 +17,7 @@ import (
 func (s *Session) Do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Result, error) {
 	began := s.now()
 	var t *oplog.Ticket
-	err := s.append(ctx, op, began, func() { t = s.log.AppendWaited(id, op) })
+	err := s.append(ctx, op, began, nil, func() { t = s.log.AppendWaited(id, op) })
 	if err != nil {
 		return proto.Result{}, err
 	}
@@ -35,19 +35,25 @@ func (s *Session) Do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Re
 // server; it blocks while the budget is used up. The op's Data is copied.
 // A Write directly after an unsent Write of the same file and identity that it continues may join it and get its number.
 func (s *Session) Log(ctx context.Context, id proto.Ident, op proto.Op) (proto.Seq, error) {
+	return s.LogIf(ctx, id, op, nil)
+}
+
+// LogIf is Log unless may, which is called with the session's lock held just
+// before and must be quick, returns an error; see Options.LostLock. nil: Log.
+func (s *Session) LogIf(ctx context.Context, id proto.Ident, op proto.Op, may func() error) (proto.Seq, error) {
 	var seq proto.Seq
-	err := s.append(ctx, op, s.now(), func() { seq = s.log.Append(id, op) })
+	err := s.append(ctx, op, s.now(), may, func() { seq = s.log.Append(id, op) })
 	return seq, err
 }
 
 // append calls add, with the lock, once op may enter the log.
-func (s *Session) append(ctx context.Context, op proto.Op, began time.Duration, add func()) error {
+func (s *Session) append(ctx context.Context, op proto.Op, began time.Duration, may func() error, add func()) error {
 	if err := wire.CheckOp(op); err != nil {
 		return err
 	}
 	name := wire.ChangeOpcode(op).String()
 	for {
-		lighter, err := s.tryAppend(op, name, add)
+		lighter, err := s.tryAppend(op, name, may, add)
 		if err != nil || lighter == nil {
 			return err
 		}
@@ -58,7 +64,7 @@ func (s *Session) append(ctx context.Context, op proto.Op, began time.Duration, 
 }
 
 // tryAppend calls add, or returns what is closed when the log is lighter.
-func (s *Session) tryAppend(op proto.Op, name string, add func()) (lighter <-chan struct{}, err error) {
+func (s *Session) tryAppend(op proto.Op, name string, may func() error, add func()) (lighter <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
@@ -67,6 +73,11 @@ func (s *Session) tryAppend(op proto.Op, name string, add func()) (lighter <-cha
 	if w, ok := op.(*proto.Write); ok {
 		if weight := s.log.Weight(); weight > 0 && weight+int64(len(w.Data)) > s.o.Budget {
 			return s.lighter, nil
+		}
+	}
+	if may != nil {
+		if err := may(); err != nil {
+			return nil, err
 		}
 	}
 	add()
@@ -188,7 +199,7 @@ func (s *Session) Copy(ctx context.Context, id proto.Ident, op proto.Copy, n uin
 			part.Len = uint32(min(n, proto.MaxIO))
 			op.Off, op.SrcOff, n = op.Off+uint64(part.Len), op.SrcOff+uint64(part.Len), n-uint64(part.Len)
 			var t *oplog.Ticket
-			if err := s.append(ctx, &part, s.now(), func() { t = s.log.AppendWaited(id, &part) }); err != nil {
+			if err := s.append(ctx, &part, s.now(), nil, func() { t = s.log.AppendWaited(id, &part) }); err != nil {
 				return done, last, err
 			}
 			flying = append(flying, t)

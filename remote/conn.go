@@ -407,6 +407,8 @@ func (c *conn) pushed(h wire.Header, payload []byte) error {
 	switch m := m.(type) {
 	case *wire.Changed:
 		c.s.upcalls.changed(*m)
+	case *wire.LockDone:
+		c.s.lockDone(c, m)
 	case *wire.Empty: // OpDrain
 		return c.drain()
 	}

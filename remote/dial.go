@@ -39,7 +39,7 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 	case err != nil:
 		return nil, err
 	}
-	if err := o.believeHello(&rep); err != nil {
+	if err := o.believeHello(&rep, 0); err != nil {
 		c.raw.Close()
 		return nil, status.Wrap(err, "connect", o.Addr)
 	}

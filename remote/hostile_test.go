@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cagefs.dev/cage/remote/hostile"
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/simnet"
 	"cagefs.dev/cage/remote/status"
@@ -53,7 +54,7 @@ func ask(t *testing.T, ctx context.Context, s *Session, g *hostile.Gen) {
 			}
 		}
 	}
-	switch g.IntN(20) {
+	switch g.IntN(22) {
 	case 0:
 		a, err := s.Lookup(ctx, h, id, "x")
 		attr(a, err, 0)
@@ -121,6 +122,19 @@ func ask(t *testing.T, ctx context.Context, s *Session, g *hostile.Gen) {
 		}
 	case 19:
 		s.Verify(ctx, true)
+	case 20:
+		o := LockOwner{ID: id, Num: g.Uint64N(3), Flock: g.IntN(2) == 0}
+		brief, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+		a, err := s.Lock(brief, o, lockset.Whole(g.IntN(2) == 0), g.IntN(2) == 0)
+		stop()
+		if err == nil && a.ID != 0 {
+			attr(a, err, id)
+		}
+		s.DropLocks(o)
+	case 21:
+		if l, held, err := s.TestLock(ctx, LockOwner{ID: id}, lockset.Whole(true)); err == nil && held && (l.Start > l.End || l.End > lockset.Max) {
+			t.Errorf("a lock from %d to %d", l.Start, l.End)
+		}
 	}
 }
 

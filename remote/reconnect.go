@@ -90,7 +90,7 @@ func (s *Session) tryConnect() *conn {
 		err = errClosedHere
 	}
 	if err == nil {
-		err = s.o.believeHello(&rep)
+		err = s.o.believeHello(&rep, len(req.Locks))
 	}
 	if err == nil && rep.Resumed {
 		err = s.log.Resume(rep.Applied)
@@ -111,6 +111,7 @@ func (s *Session) tryConnect() *conn {
 	}
 	if rep.Resumed {
 		s.resumes++
+		s.lostLocksLocked(req.Locks, rep.LostLocks, rep.Applied)
 	} else if s.o.Export != "" { // a client that only lists exports has no session
 		s.lostLocked()
 	}
@@ -137,6 +138,7 @@ func (s *Session) resumeHello() *wire.HelloReq {
 			req.Opens = append(req.Opens, id)
 		}
 	}
+	req.Locks = s.locks.list()
 	return req
 }
 
@@ -149,6 +151,7 @@ func (s *Session) lostLocked() {
 	for _, f := range failed {
 		s.failedLocked(f)
 	}
+	s.lostAllLocksLocked()
 	s.lighterLocked()
 }
 
@@ -164,6 +167,7 @@ func (s *Session) useLocked(c *conn, rep *wire.HelloRep) {
 // disconnectedLocked says that the main connection is dead.
 func (s *Session) disconnectedLocked(c *conn, err error) {
 	s.main = nil
+	s.locks.disconnected()
 	s.lost.Store(max(1, int64(s.now())))
 	s.log.Disconnected()
 	if s.state == Online {

@@ -79,6 +79,8 @@ type server struct {
 	// fail, called with mu, is the error of an operation that is applied for the first time.
 	fail func(op proto.Op) error
 
+	lostLocks []uint32 // of who comes back
+
 	// refuse, if not nil, is the answer to every hello.
 	refuse error
 	// instead, set before anybody connects, serves connections after the TLS handshake.
@@ -256,6 +258,7 @@ func (c *serverConn) hello(m *wire.HelloReq) (wire.Message, error) {
 		Root: proto.Attr{ID: proto.RootID, Mode: proto.ModeDir | 0o755}, Trusted: true}
 	if sess := s.sessions[m.Session]; sess != nil {
 		rep.Resumed, rep.Session, rep.Applied = true, m.Session, proto.Seq(len(sess.applied))
+		rep.LostLocks = s.lostLocks
 		clear(sess.opens)
 		for _, id := range m.Opens {
 			sess.opens[id]++

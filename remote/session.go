@@ -58,6 +58,10 @@ type Options struct {
 	Reset   func()                                          // pushes may have been missed: nothing cached is known to be valid
 	Failed  func(id proto.FileID, seq proto.Seq, err error) // a logged operation nobody waited for failed; err nil: an append went elsewhere than its Off
 	Written func(id proto.FileID, change proto.LSN)         // a write of this session was applied: the file's change number. Every Changed before it has been told
+	// LostLock says that the server does not hold a lock any more, and that what
+	// was written to its file and is not applied fails. It is called by the
+	// session's own goroutines with its lock held: nothing is sent before it returns.
+	LostLock func(LockOwner)
 
 	secure func(net.Conn) *tls.Conn // the client's side of TLS; nil: Keys.Client
 }
@@ -118,13 +122,14 @@ type Session struct {
 	main     *conn         // nil while there is none
 	ports    []*port       // data connections of the main one
 	opens    map[proto.FileID]*open
+	locks    locks
 }
 
 func newSession(o Options, rep wire.HelloRep) *Session {
 	s := &Session{
 		o: o, first: rep, began: time.Now(), ended: make(chan struct{}), closed: make(chan struct{}),
 		state: Online, since: time.Now(), log: oplog.New(), lighter: make(chan struct{}),
-		opens: map[proto.FileID]*open{}, asked: make(chan struct{}, 1),
+		opens: map[proto.FileID]*open{}, locks: newLocks(), asked: make(chan struct{}, 1),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.upcalls = newUpcalls(&s.o)

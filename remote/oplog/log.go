@@ -43,7 +43,8 @@ type entry struct {
 	answered bool
 	ticket   *Ticket // of those who wait; may be nil
 
-	withdrawn bool // see Leave; whoever waits no longer does
+	withdrawn bool  // see Leave; whoever waits no longer does
+	fenced    error // see Fence: it failed already, and an empty operation has its number
 }
 
 // Log is a session's operation log. Its owner guards it: no method may be
@@ -107,7 +108,7 @@ func (l *Log) join(id *proto.Ident, w *proto.Write) bool {
 	}
 	e := &l.entries[len(l.entries)-1]
 	last, ok := e.op.(*proto.Write)
-	if !ok || !e.logged || last.ID != w.ID || last.Append != w.Append || last.Off+uint64(len(last.Data)) != w.Off ||
+	if !ok || !e.logged || e.fenced != nil || last.ID != w.ID || last.Append != w.Append || last.Off+uint64(len(last.Data)) != w.Off ||
 		len(last.Data)+len(w.Data) > proto.MaxIO || !sameIdent(&e.ident, id) {
 		return false
 	}
@@ -163,6 +164,9 @@ func (l *Log) Answer(seq proto.Seq, res proto.Result, err error) (Failure, bool)
 
 // settle records the outcome of an unanswered entry and wakes who waits for it.
 func (l *Log) settle(seq proto.Seq, e *entry, res proto.Result, err error) (Failure, bool) {
+	if e.fenced != nil {
+		err = e.fenced
+	}
 	f := Failure{Seq: seq, ID: fileOf(e.op), Err: err}
 	waited := e.ticket != nil && e.ticket.waiters > 0
 	sticky := err != nil && (e.logged || !waited)
@@ -205,6 +209,34 @@ func (l *Log) Resume(applied proto.Seq) error {
 	}
 	l.rewind()
 	return nil
+}
+
+// Fence makes all that changes the content of a file fail with err, but for what
+// the server has applied already: up to a wire number. It follows Resume. The
+// numbers are kept: nothing is done under them, and the failure is told with the answer.
+func (l *Log) Fence(id proto.FileID, applied proto.Seq, err error) {
+	for i := range l.entries {
+		e := &l.entries[i]
+		if e.answered || l.acked+1+proto.Seq(i) <= l.base+applied || !changesContent(e.op, id) {
+			continue
+		}
+		l.bytes -= int64(e.bytes)
+		e.op, e.bytes, e.fenced = &proto.Write{ID: id}, 0, err
+	}
+}
+
+func changesContent(op proto.Op, id proto.FileID) bool {
+	switch o := op.(type) {
+	case *proto.Write:
+		return o.ID == id
+	case *proto.SetAttr:
+		return o.ID == id && o.Mask&proto.SetSize != 0
+	case *proto.Allocate:
+		return o.ID == id
+	case *proto.Copy:
+		return o.ID == id
+	}
+	return false
 }
 
 // Disconnected says that there is no connection: nothing is in flight.

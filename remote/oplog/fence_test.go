@@ -1,0 +1,51 @@
+package oplog
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// What changes a fenced file's content is not sent any more, under numbers that
+// stay; it fails, and its bytes weigh nothing. What was applied is not touched.
+func TestFence(t *testing.T) {
+	l := New()
+	require.Equal(t, proto.Seq(1), l.Append(alice, write(5, 0, "applied")))
+	require.Equal(t, proto.Seq(2), l.Append(alice, write(5, 100, "sent")))
+	truncate := l.AppendWaited(alice, &proto.SetAttr{ID: 5, Mask: proto.SetSize})
+	sendAll(l)
+	l.Append(alice, write(6, 0, "other file"))
+	l.Append(alice, &proto.SetAttr{ID: 5, Mask: proto.SetMode})
+	l.Append(alice, write(5, 0, "waiting"))
+	l.Disconnected()
+	require.NoError(t, l.Resume(1))
+	l.Fence(5, 1, status.LostLock)
+	_, bytes := l.Unanswered()
+	require.EqualValues(t, len("applied")+len("other file"), bytes)
+	require.Equal(t, proto.Seq(7), l.Append(alice, write(5, 0, "new")), "joins nothing that is fenced")
+
+	var sent []string
+	for _, e := range sendAll(l) {
+		sent = append(sent, text(e.Op))
+	}
+	require.Equal(t, []string{
+		`write 5@0 "applied"`, `write 5@0 ""`, `write 5@0 ""`, `write 6@0 "other file"`, "op 5", `write 5@0 ""`, `write 5@0 "new"`,
+	}, sent)
+	for seq := proto.Seq(1); seq <= 7; seq++ {
+		f, sticky := l.Answer(seq, proto.Result{}, nil)
+		lost := seq == 2 || seq == 6
+		require.Equal(t, lost, sticky, "operation %d", seq)
+		if lost {
+			require.Equal(t, Failure{Seq: seq, ID: 5, Err: status.LostLock}, f)
+		}
+	}
+	_, err := truncate.Outcome()
+	require.ErrorIs(t, err, status.LostLock)
+	require.ErrorIs(t, l.TakeError(5), status.LostLock)
+	require.NoError(t, l.TakeError(0))
+	_, bytes = l.Unanswered()
+	require.Zero(t, bytes)
+}
