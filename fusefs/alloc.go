@@ -74,7 +74,11 @@ func (s *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	defer ctx.end()
 	f := h.it
 	upto := f.ino.written()
-	res, err := s.do(ctx, h.who, &proto.Allocate{ID: f.back.id, Mode: in.Mode, Off: in.Offset, Len: in.Length})
+	var res proto.Result
+	err := intact(&f.lost)
+	if err == nil {
+		res, err = s.do(ctx, h.who, &proto.Allocate{ID: f.back.id, Mode: in.Mode, Off: in.Offset, Len: in.Length})
+	}
 	if err != nil {
 		return s.errors.status("fallocate", err)
 	}
@@ -111,6 +115,9 @@ func (s *fileSystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 	op := proto.Copy{ID: dst.back.id, Off: in.OffOut, Src: src.back.id, SrcOff: in.OffIn}
 	n := min(in.Len, maxCopy)
 	upto := dst.ino.written()
+	if intact(&src.lost) != nil || intact(&dst.lost) != nil {
+		return 0, fuse.EIO
+	}
 	done, last, err := s.session.Copy(ctx, to.who, op, n)
 	if last.Attr.ID != 0 {
 		s.replaced(dst.ino, &last.Attr, upto, in.OffOut, n)

@@ -142,6 +142,9 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 		if h := s.files.borrow(in.Fh); h != nil {
 			who = h.who // ftruncate: permission was checked when the file was opened
 			defer h.give()
+			if err := intact(&h.it.lost); err != nil {
+				return s.errors.status("setattr", err)
+			}
 		}
 	}
 	if ino.mode.Load() == 0 && killsSetID(in) {

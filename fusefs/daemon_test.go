@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,6 +83,7 @@ type testMount struct {
 	sources []*testSource
 	cache   *pagecache.Cache
 	mount   *Mounted
+	deaf    atomic.Bool // to what others change
 }
 
 // testSource is a source of a mount with its session.
@@ -108,10 +110,15 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 		m.sources = append(m.sources, src)
 		src.session, err = remote.Dial(ctx, remote.Options{
 			Addr: addr, Export: "x", Keys: keys, Patience: patience, DataPort: true, Dial: src.net.dial, Log: log,
-			Changed: func(c wire.Changed) { <-ready; m.mount.Changed(i, c) },
-			Reset:   func() { <-ready; m.mount.Reset(i) },
-			Failed:  func(id proto.FileID, seq proto.Seq, err error) { <-ready; m.mount.Failed(i, id, seq, err) },
-			Written: func(id proto.FileID, change proto.LSN) { <-ready; m.mount.Written(i, id, change) },
+			Changed: func(c wire.Changed) {
+				if <-ready; !m.deaf.Load() {
+					m.mount.Changed(i, c)
+				}
+			},
+			Reset:    func() { <-ready; m.mount.Reset(i) },
+			Failed:   func(id proto.FileID, seq proto.Seq, err error) { <-ready; m.mount.Failed(i, id, seq, err) },
+			LostLock: func(o remote.LockOwner) { m.mount.LostLock(i, o) },
+			Written:  func(id proto.FileID, change proto.LSN) { <-ready; m.mount.Written(i, id, change) },
 		})
 		if err != nil {
 			return nil, err
@@ -209,6 +216,8 @@ func runDaemon(dir string, in io.Reader, out io.Writer) (err error) {
 			m.cut(1, true)
 		case "up":
 			m.cut(0, false)
+		case "deaf":
+			m.deaf.Store(true)
 		case "umount":
 			if err := m.mount.Unmount(ctx); err != nil {
 				answer = err.Error()

@@ -23,7 +23,7 @@ import (
 // session's and all within have not.
 //
 // Order of locks: table.mu, then a shard's, and none else while one of these is
-// held. inode.mu is taken alone. dispatcher.mu is taken alone.
+// held. inode.mu is taken alone, but for inode.fresh before it. dispatcher.mu is taken alone.
 type fileSystem struct {
 	// Set at construction.
 	tag       uint16 // 0: it is the whole mount
@@ -48,6 +48,7 @@ type fileSystem struct {
 	errors   errorLog
 	files    handles[*openFile]
 	dirs     handles[*listing]
+	lockers  lockers
 	rootAttr remembered[proto.Attr]
 	spaces   spaces
 	tasks    sync.WaitGroup // goroutines of requests and prefetches

@@ -20,7 +20,8 @@ type backing struct {
 	session *remote.Session
 	header  wire.ReqHeader
 	id      proto.FileID
-	append  bool // what is written goes to the end of the file, wherever that is
+	append  bool         // what is written goes to the end of the file, wherever that is
+	lost    *atomic.Bool // the handle's; nil: of no handle
 }
 
 var _ pagecache.Backing = (*backing)(nil)
@@ -32,7 +33,8 @@ func (b *backing) ReadAt(ctx context.Context, p []byte, off int64) (int, proto.L
 
 // Log implements pagecache.Backing.
 func (b *backing) Log(ctx context.Context, p []byte, off int64) (proto.Seq, error) {
-	return b.session.Log(ctx, b.header.Ident, &proto.Write{ID: b.id, Off: uint64(off), Append: b.append, Data: p})
+	op := &proto.Write{ID: b.id, Off: uint64(off), Append: b.append, Data: p}
+	return b.session.LogIf(ctx, b.header.Ident, op, func() error { return intact(b.lost) })
 }
 
 // Wait implements pagecache.Backing.
@@ -121,14 +123,16 @@ func (hs *handles[T]) len() int {
 	return len(hs.open)
 }
 
-// openFile is a regular file that a process has open. All fields are set at construction.
+// openFile is a regular file that a process has open. All fields but lost are set at construction.
 type openFile struct {
 	ino  *inode
 	file *pagecache.File
 	back *backing
-	ends *backing // back, for what is appended
-	maps bool     // open for reading and writing: it can be mapped to be written to
-	past bool     // writes go past the kernel's pages, which does not sync them by itself
+	ends *backing    // back, for what is appended
+	maps bool        // open for reading and writing: it can be mapped to be written to
+	past bool        // writes go past the kernel's pages, which does not sync them by itself
+	tell bool        // it is open for writing: its close tells what failed
+	lost atomic.Bool // a lock that was taken through it is lost: nothing goes any more
 }
 
 // fmodeExec is in the flags of an open by execve(2): permission to execute was
@@ -181,9 +185,6 @@ func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	if s.opened(&a, upto, who, in.Flags, out) {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
-	if in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
-		out.OpenFlags |= fuse.FOPEN_NOFLUSH // nothing to report at close
-	}
 	return fuse.OK
 }
 
@@ -204,6 +205,7 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flag
 	ino := s.inodes.open(a.ID)
 	s.inodes.heard(ino, a)
 	f := &openFile{ino: ino, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
+	f.back.lost, f.tell = &f.lost, flags&syscall.O_ACCMODE != syscall.O_RDONLY
 	ends := *f.back
 	ends.append, f.ends = true, &ends
 	if f.maps = flags&syscall.O_ACCMODE == syscall.O_RDWR; f.maps {
@@ -218,7 +220,11 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flag
 		f.past = true
 	}
 	// Pages that were dropped from the cache because the file had changed go
-	// from the kernel with this reply, if it has any.
+	// from the kernel with this reply, if it has any; who takes a lock before it
+	// is there tells the kernel himself.
+	if !kept {
+		ino.behind.Store(true)
+	}
 	ino.pages.Store(true)
 	out.Fh = s.files.add(&handle[*openFile]{it: f, who: who, close: s.closeFile})
 	return kept
@@ -228,6 +234,7 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flag
 func (s *fileSystem) closeFile(h *handle[*openFile]) {
 	f := h.it
 	raise(&f.ino.logged, uint64(f.file.Logged()))
+	s.unlockAll(f)
 	if f.maps {
 		f.ino.stores.Add(-1)
 	}
@@ -276,7 +283,11 @@ func (s *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fu
 	}
 	ctx := s.read(cancel, &in.InHeader)
 	defer ctx.end()
-	view, err := h.it.file.Read(ctx, h.it.back, int64(in.Offset), int(in.Size))
+	var view *pagecache.View
+	err := intact(&h.it.lost)
+	if err == nil {
+		view, err = h.it.file.Read(ctx, h.it.back, int64(in.Offset), int(in.Size))
+	}
 	if err != nil {
 		h.give()
 		return nil, s.errors.status("read", err)
@@ -335,7 +346,10 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		}
 	}
 	back := f.back
-	if in.Flags&syscall.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+	switch {
+	case in.WriteFlags&fuse.WRITE_CACHE != 0: // stored through a mapping, perhaps of another handle
+		back = &backing{session: s.session, header: back.header, id: back.id}
+	case in.Flags&syscall.O_APPEND != 0:
 		back = f.ends // the kernel only knows where the end was
 	}
 	err := f.file.WriteAt(ctx, back, data, int64(in.Offset))
@@ -400,10 +414,20 @@ func (s *fileSystem) lostSetID(ino *inode) {
 	s.kernel.epoch()
 }
 
-// Flush implements fuse.RawFileSystem: close(2). It reports what is known to
-// have failed and never waits, for a process in it cannot be killed.
+// Flush implements fuse.RawFileSystem: close(2). It reports to who could write what is known to
+// have failed and does not wait, but for the end of locks, shortly: a process in it cannot be killed.
 func (s *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	return s.errors.status("close", s.session.TakeError(s.inodes.find(in.NodeId).id))
+	id := s.inodes.find(in.NodeId).id
+	s.closedBy(id, in.LockOwner)
+	h := s.files.borrow(in.Fh)
+	if h == nil {
+		return fuse.OK
+	}
+	defer h.give()
+	if !h.it.tell {
+		return fuse.OK
+	}
+	return s.errors.status("close", s.session.TakeError(id))
 }
 
 // Fsync implements fuse.RawFileSystem. The session's log keeps the order, so

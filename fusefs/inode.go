@@ -31,12 +31,15 @@ type inode struct {
 	opens int             // handles that have file open
 	file  *pagecache.File // while opens > 0
 
+	fresh sync.Mutex // held while pages are compared and the kernel is told; over no request to the server
+
 	// Atomic.
 	mode    atomic.Uint32 // as last heard
 	logged  atomic.Uint64 // proto.Seq of the newest write of ours
 	changed atomic.Uint64 // proto.LSN of the newest change heard of, in a reply or pushed: older attributes are stale
 	names   atomic.Uint64 // directory: counts beginnings and ends of changes of its names, by us and others
 	pages   atomic.Bool   // the kernel may have pages of it
+	behind  atomic.Bool   // they may be older than what the cache was last compared with
 	stores  atomic.Int64  // handles through which it may be mapped to be written to
 	gone    atomic.Bool   // the table does not hold it any more: news of the file do not reach it
 	noCaps  atomic.Int64  // fileSystem.now until which it is known to have no security.capability

@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -230,11 +231,14 @@ func (m *Mounted) onTop() error {
 }
 
 // Upcalls of the session of a source, which is named by its place in
-// Options.Sources: remote.Options.Changed, Reset, Failed and Written. They do
+// Options.Sources: remote.Options.Changed, Reset, Failed, Written and LostLock. They do
 // not block and notify nobody themselves.
 
 // Changed says that somebody else changed a file.
 func (m *Mounted) Changed(source int, c wire.Changed) { m.fs[source].changed(c) }
+
+// LostLock says that a lock is lost. It calls nothing of the session.
+func (m *Mounted) LostLock(source int, o remote.LockOwner) { m.fs[source].lostLock(o) }
 
 // Reset says that changes by others may have been missed.
 func (m *Mounted) Reset(source int) { m.fs[source].notify.everything() }

@@ -7,7 +7,7 @@ import (
 )
 
 // What the kernel can ask, and where it is answered: inode.go (forget),
-// attr.go, names.go, handle.go, tmpfile.go, alloc.go, dir.go, xattr.go. Below is what is not done,
+// attr.go, names.go, handle.go, tmpfile.go, alloc.go, locks.go, dir.go, xattr.go. Below is what is not done,
 // with the reason, and what the answer makes the kernel do.
 var _ fuse.RawFileSystem = (*fileSystem)(nil)
 
@@ -30,19 +30,6 @@ func (s *fileSystem) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { retur
 func (s *fileSystem) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
 	return fuse.Status(syscall.ENOTTY)
 }
-
-// Locks need entries of the log, and come with leases. Until then the kernel
-// is not asked to forward them (MountOptions.EnableLocks), and they hold
-// between the processes of one mount.
-
-// GetLk is not called.
-func (s *fileSystem) GetLk(<-chan struct{}, *fuse.LkIn, *fuse.LkOut) fuse.Status { return fuse.ENOSYS }
-
-// SetLk is not called.
-func (s *fileSystem) SetLk(<-chan struct{}, *fuse.LkIn) fuse.Status { return fuse.ENOSYS }
-
-// SetLkw is not called.
-func (s *fileSystem) SetLkw(<-chan struct{}, *fuse.LkIn) fuse.Status { return fuse.ENOSYS }
 
 // Writev is for requests that arrive in pieces, which /dev/fuse never gives.
 // ENOSYS: go-fuse calls Write.

@@ -116,8 +116,9 @@ func (o *Options) fuseOptions(onPanic func()) *fuse.MountOptions {
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO |
 			fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HAS_EXPIRE_ONLY |
 			fuse.CAP_DONT_MASK, // the umask does not count where a directory has a default access control list
-		EnableAcl: o.ACL,
-		// Passthrough would let writes by; locks stay the kernel's (ops.go).
+		EnableAcl:   o.ACL,
+		EnableLocks: true,
+		// Passthrough would let writes by.
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
 		Debug:                o.Debug,
 		Logger:               log.New(o.Log, "fuse: ", 0),

@@ -123,11 +123,11 @@ func (f *File) ownLocked(attr proto.Attr, upto proto.Seq) {
 	f.hearLocked(attr.Change, size, upto, 0) // the answer may be older than the last reset
 }
 
-// Seen tells the cache any other fresh attribute reply while the file is open (getattr, lookup), as Open does.
-func (f *File) Seen(attr proto.Attr, upto proto.Seq) {
+// Seen tells the cache any other fresh attribute reply while the file is open, as Open does.
+func (f *File) Seen(attr proto.Attr, upto proto.Seq) (kept bool) {
 	f.c.mu.Lock()
 	defer f.c.mu.Unlock()
-	f.freshLocked(attr, upto)
+	return f.freshLocked(attr, upto)
 }
 
 // Close takes an Open back; the pages stay for the next.
