@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(openerEnv); dir != "" {
 		os.Exit(opener(dir))
 	}
+	if dir := os.Getenv(lockerEnv); dir != "" {
+		os.Exit(lockerMain(dir))
+	}
 	os.Exit(run(m))
 }
 
