@@ -160,6 +160,42 @@ func TestAServerThatIsGoneFailsSoon(t *testing.T) {
 	})
 }
 
+// A server that sends a byte now and then is no better than one that is silent:
+// only whole frames are signs of life.
+func TestServerThatDripsBytes(t *testing.T) {
+	for name, tt := range map[string]struct {
+		patience, within time.Duration
+		hard             bool
+	}{
+		"soft": {5 * time.Second, 5 * time.Second, false},
+		"hard": {0, deadAfter + pingAfter, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				srv := newServer(t, simnet.New(1), 0)
+				o := srv.options()
+				o.Patience = tt.patience
+				s := srv.dial(o)
+				srv.set(func() { srv.drip = 10 * time.Second })
+				began := time.Now()
+				done := make(chan error, 1)
+				go func() { done <- lookup(s, ctx) }()
+				if tt.hard { // it waits for ever, but not on this connection
+					time.Sleep(tt.within)
+					synctest.Wait()
+					require.Equal(t, Reconnecting, s.Status().State)
+					srv.set(func() { srv.drip = 0 })
+					require.NoError(t, <-done)
+					return
+				}
+				require.Equal(t, status.Timeout, status.Of(<-done))
+				require.LessOrEqual(t, time.Since(began), tt.within)
+				srv.set(func() { srv.drip = 0 })
+			})
+		})
+	}
+}
+
 // A Sync with nothing new to sync needs no server.
 func TestSyncOfNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -83,6 +83,7 @@ type server struct {
 
 	// refuse, if not nil, is the answer to every hello.
 	refuse error
+	drip   time.Duration // between the bytes of what it sends; guarded by mu
 	// instead, set before anybody connects, serves connections after the TLS handshake.
 	instead func(net.Conn)
 }
@@ -363,6 +364,15 @@ func (c *serverConn) push(op wire.Opcode, m wire.Message) bool {
 func (c *serverConn) send(b []byte) bool {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
+	c.srv.mu.Lock()
+	drip := c.srv.drip
+	c.srv.mu.Unlock()
+	for ; drip > 0 && len(b) > 1; b = b[1:] {
+		if _, err := c.tls.Write(b[:1]); err != nil {
+			return false
+		}
+		time.Sleep(drip)
+	}
 	_, err := c.tls.Write(b)
 	return err == nil
 }
