@@ -114,10 +114,11 @@ func (j *Journal) Poll(ctx context.Context) error { return j.poll(ctx) }
 type localState struct {
 	done chan struct{} // closed when localLoop has ended
 
-	mu       sync.Mutex             // a leaf
-	suspects map[proto.FileID]int64 // directories to be compared, with the ctime that was known of them; guarded by mu
-	unsynced map[proto.FileID]bool  // regular files that they changed, until syncLocal looks; guarded by mu
-	missed   bool                   // they were too many: everything is to be compared; guarded by mu
+	mu       sync.Mutex                 // a leaf
+	suspects map[proto.FileID]int64     // directories to be compared, with the ctime that was known of them; guarded by mu
+	unsynced map[proto.FileID]bool      // regular files that they changed, until syncLocal looks; guarded by mu
+	looked   map[proto.FileID]proto.LSN // files that somebody found changed, with the record of that, until one who could write closes them; guarded by mu
+	missed   bool                       // they were too many: everything is to be compared; guarded by mu
 
 	newest     proto.LSN            // newest record of what they did; guarded by queueMu
 	replanning bool                 // a change whose turn it is is planned anew; guarded by planMu
@@ -154,7 +155,7 @@ func (l leftNames) take(at place) bool {
 const maxLocalDirs = 4096
 
 func newLocalState() localState {
-	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}, unsynced: map[proto.FileID]bool{}}
+	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}, unsynced: map[proto.FileID]bool{}, looked: map[proto.FileID]proto.LSN{}}
 }
 
 // suspect asks for a directory to be compared. It does not block.
@@ -414,7 +415,31 @@ func (j *Journal) noticeLocal(n *node, info vfs.Info) proto.LSN {
 	if err := j.emitSeen(r, Process{}, info.Ctime); err != nil {
 		return n.change // the log is full or failed: changes are refused, reading goes on
 	}
+	j.local.look(n.id, r.LSN)
 	return r.LSN
+}
+
+// maxLooked bounds the files of which is remembered that somebody found them changed.
+const maxLooked = 4096
+
+// look notes that a record says what somebody found, and nobody told.
+func (l *localState) look(id proto.FileID, lsn proto.LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.looked) >= maxLooked {
+		clear(l.looked)
+	}
+	l.looked[id] = lsn
+}
+
+// takeLook reports, once, whether the newest record of a file says what somebody found.
+// What is stored through a mapping after that moves no ctime until the pages are written back.
+func (l *localState) takeLook(n *node) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lsn, ok := l.looked[n.id]
+	delete(l.looked, n.id)
+	return ok && lsn == n.change
 }
 
 func (j *Journal) told() bool { return j.opts.Told != nil && j.opts.Told() }

@@ -76,6 +76,8 @@ func (c *compare) changed(n *node, info vfs.Info, e *LocalEvent, before *node) L
 		return LocalAttr
 	case differs:
 		return told | LocalContent
+	case e.What&(LocalClosed|LocalContent) == LocalClosed && j.local.takeLook(n):
+		return told | LocalContent
 	case told != 0:
 		return told &^ j.toldBy(n)
 	case e.What&LocalSure == 0 && before.ctime != 0 && before.ctime != info.Ctime && !c.written[n.id] && !j.unwritten(before, info): // written, and then renamed

@@ -217,6 +217,13 @@ func TestHintsWhileNamesChange(t *testing.T) {
 			o.hint("in s/f", "content s/f")
 			o.hint("in s")
 		}, []string{"make s/f", "make s (directory)"}},
+		{"stored through a mapping, found, and closed", func(o *outsider) {
+			o.hint("closed a")
+			o.overwrite("a", "LOCAL")
+			snapshot(o.t, o.Journal)
+			o.hint("closed a") // there may be more since
+			o.hint("closed a")
+		}, []string{"local a", "local a"}},
 		{"a file that nobody asked for", func(o *outsider) {
 			o.create("n", "old")
 			o.overwrite("n", "new")

@@ -148,7 +148,7 @@ func (o *outsider) events(events ...string) (list []LocalEvent) {
 	o.t.Helper()
 	for _, s := range events {
 		what, path, _ := strings.Cut(s, " ")
-		bits := map[string]LocalWhat{"in": LocalIn, "out": LocalOut, "gone": LocalOut | LocalGone, "content": LocalContent, "attr": LocalAttr}[what]
+		bits := map[string]LocalWhat{"in": LocalIn, "out": LocalOut, "gone": LocalOut | LocalGone, "content": LocalContent, "attr": LocalAttr, "closed": LocalClosed}[what]
 		list = append(list, LocalEvent{LocalPlace: o.place(path), What: bits})
 	}
 	return list

@@ -134,6 +134,9 @@ func (f *fanotify) take(w *Watcher, e event) {
 	if e.mask&unix.FAN_ATTRIB != 0 {
 		what |= Attr
 	}
+	if e.mask&unix.FAN_CLOSE_WRITE != 0 {
+		what |= Closed
+	}
 	w.add(Event{Place: at, What: what, By: f.procs.find(e.pid)})
 }
 

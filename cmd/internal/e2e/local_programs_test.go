@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // TestLocalDirectories: directories that processes of the server make, move and
@@ -212,6 +213,45 @@ func TestLocalGit(t *testing.T) {
 		cmd := exec.Command("git", "-c", "safe.directory=*", "-C", x.m+"/r", "fsck", "--strict")
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, "%s", out)
+	})
+}
+
+// TestLocalMapping: what a program stores through a mapping nothing tells. A mount
+// that looks sees the first store to a page, and all when the file is closed.
+func TestLocalMapping(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, x *shared) {
+		const size = 8192
+		x.sh.do("head -c %d /dev/zero | tr '\\0' . > f", size)
+		sooner(t, "the file", func() bool { return content(x.m+"/f") == strings.Repeat(".", size) })
+		follow, err := os.Open(x.m + "/f")
+		require.NoError(t, err)
+		t.Cleanup(func() { follow.Close() })
+		see := func(off int, want string) {
+			t.Helper()
+			got := make([]byte, len(want))
+			require.Eventually(t, func() bool {
+				_, err := follow.Stat()
+				require.NoError(t, err)
+				_, err = follow.ReadAt(got, int64(off))
+				require.NoError(t, err)
+				return string(got) == want
+			}, 5*time.Second, 5*time.Millisecond, "%q at %d", want, off)
+		}
+		see(0, ".....")
+		require.Eventually(t, func() bool { // what came before is told
+			return slices.ContainsFunc(x.locals(), func(e logEntry) bool { return e.Kind == "make" && e.Path == "f" })
+		}, 5*time.Second, 20*time.Millisecond)
+		f, err := os.OpenFile(x.export+"/f", os.O_RDWR, 0)
+		require.NoError(t, err)
+		b, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		require.NoError(t, err)
+		copy(b, "first")
+		see(0, "first")
+		copy(b[100:], "second")
+		require.NoError(t, unix.Munmap(b))
+		require.NoError(t, f.Close())
+		see(100, "second")
 	})
 }
 
