@@ -195,7 +195,7 @@ func TestLocksAndContent(t *testing.T) {
 func TestLocksOutliveConnections(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "")
-	s := l.newServer(l.mkdir("export"), "--lock-timeout", "2s")
+	s := l.newServer(l.mkdir("export"), "--lock-timeout", "4s")
 	s.start()
 	p := newProxy(t, s.addr)
 	far, near := l.through(s, p), l.mount(s)
@@ -267,7 +267,7 @@ func TestLocksOutliveConnections(t *testing.T) {
 func TestLocksOfTheDead(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "")
-	s := l.newServer(l.mkdir("export"), "--lock-timeout", "1s")
+	s := l.newServer(l.mkdir("export"), "--lock-timeout", "3s")
 	s.start()
 	doomed, m := l.mount(s), l.mount(s)
 	a, b := newLocker(t, doomed), newLocker(t, m)
