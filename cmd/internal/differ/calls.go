@@ -89,10 +89,14 @@ func (w *worker) link(s *Step) (string, error) {
 	return "", unix.Linkat(w.at(s.At), s.Path, w.at(s.ToAt), s.To, s.Flags)
 }
 
-// linkProc gives a descriptor's file a name by its name in /proc.
+// linkProc gives a descriptor's file a name by its name in /proc. It looks at the
+// file first: this name leads to the file without a lookup, and the kernel judges
+// who may link it by the mode that it saw last, which a write may have changed
+// (docs/consistency.md, known to differ).
 func (w *worker) linkProc(s *Step) (string, error) {
-	if w.slots[s.Slot] < 0 {
-		return "", unix.EBADF
+	var st unix.Stat_t
+	if err := unix.Fstat(w.slots[s.Slot], &st); err != nil {
+		return "", err
 	}
 	return "", unix.Linkat(w.self, strconv.Itoa(w.slots[s.Slot]), w.at(s.ToAt), s.To, unix.AT_SYMLINK_FOLLOW)
 }
