@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,18 +13,39 @@ import (
 	"cagefs.dev/cage/remote/proto"
 )
 
-// besides opens a journal on whose disk a process of the server does something each
-// time that a change was made durable and is not applied yet.
-func besides(t *testing.T, disk vfs.FS) (e *testExport, o *outsider, do *func()) {
-	do = new(func())
+// beside is a process of the server that acts each time that a change was made
+// durable and is not applied yet.
+type beside struct {
+	mu sync.Mutex
+	do func(n int) // guarded by mu: the nth time, from 0; nil: nothing
+	n  int         // guarded by mu
+}
+
+// besides opens a journal on whose disk one is.
+func besides(t *testing.T, disk vfs.FS) (e *testExport, o *outsider, b *beside) {
+	b = &beside{}
 	fs := vfs.Inject(disk, func(op vfs.Op) error {
-		if f := *do; f != nil && op.Kind == "datasync" && strings.HasPrefix(op.Path, DirName+"/wal/") {
-			f()
+		if op.Kind == "datasync" && strings.HasPrefix(op.Path, DirName+"/wal/") {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			if b.do != nil {
+				b.do(b.n)
+				b.n++
+			}
 		}
 		return nil
 	})
 	e, _ = openOn(t, fs)
-	return e, newOutsider(&testExport{t: t, fs: disk, Journal: e.Journal}), do
+	return e, newOutsider(&testExport{t: t, fs: disk, Journal: e.Journal}), b
+}
+
+// act makes it do something from now on, and returns how often it did something before.
+func (b *beside) act(do func(n int)) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := b.n
+	b.do, b.n = do, 0
+	return n
 }
 
 // TestWritesBesideLocalWrites: a process of the server writes a file all the time
@@ -62,7 +84,7 @@ func TestWritesBesideLocalWrites(t *testing.T) {
 			func(b []byte) { copy(b[100:], "LOCAL") }},
 	} {
 		test := func(t *testing.T, disk vfs.FS) {
-			e, o, do := besides(t, disk)
+			e, o, b := besides(t, disk)
 			was := bytes.Repeat([]byte("0123456789abcdef"), size/16)
 			a := e.file(proto.RootID, "a", string(was))
 			h := e.file(proto.RootID, "h", "")
@@ -70,12 +92,10 @@ func TestWritesBesideLocalWrites(t *testing.T) {
 			e.must(&proto.SetAttr{ID: h, Mask: proto.SetSize, Size: size})
 			snapshot(t, e.Journal)
 			last := e.Last()
-			n := 0
-			*do = func() { tt.local(o, n); n++ }
+			b.act(func(n int) { tt.local(o, n) })
 			_, err := e.do(tt.op(a))
-			*do = nil
 			require.NoError(t, err)
-			require.Positive(t, n)
+			require.Positive(t, b.act(nil))
 			switch tt.name {
 			case "in a hole, in the block":
 				got := e.content(h)
