@@ -69,7 +69,7 @@ func (s *script) thing(kind, name string, owner int) {
 func TestRenameRules(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	a := newArena(t)
+	a := newArena(t, "-N", "200000") // inodes: a move has up to six things on each side
 	type move struct {
 		who, dirs, owner, source, target, flags, other any
 	}
