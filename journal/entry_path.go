@@ -7,24 +7,40 @@ import (
 	"cagefs.dev/cage/remote/proto"
 )
 
-// paths answers where files were. It keeps the records that it has read, and where
-// directories were: one is used for one query.
+// paths answers where files were. It keeps the records that it has read, what names
+// files had, and where directories were: one is used for one query, and is at its
+// best where that goes from the newest record to older ones.
 type paths struct {
 	j      *Journal
 	scope  proto.FileID
 	recs   map[proto.LSN]*record.Record
+	names  map[proto.FileID]namesAt
+	held   int // how many names that are
 	aboves map[proto.FileID]above
 	bytes  int // of the paths in aboves
+	looked int // records looked at for names: what the time of a query depends on
 }
 
-// maxPathRecords bounds what a paths keeps.
-const maxPathRecords = 1 << 14
+// namesAt is what names a file had when a record had been made.
+type namesAt struct {
+	at     proto.LSN
+	places []place
+}
+
+// Bounds of what a paths keeps: it forgets all of a kind then.
+const (
+	maxPathRecords = 1 << 14
+	maxNamed       = 1 << 13 // files; more than maxDepth
+	maxHeld        = 1 << 14 // names of files; one alone may have more
+)
 
 func newPaths(j *Journal, scope proto.FileID) *paths {
-	return &paths{j: j, scope: scope, recs: map[proto.LSN]*record.Record{}, aboves: map[proto.FileID]above{}}
+	return &paths{j: j, scope: scope, recs: map[proto.LSN]*record.Record{},
+		names: map[proto.FileID]namesAt{}, aboves: map[proto.FileID]above{}}
 }
 
 func (p *paths) read(lsn proto.LSN) (*record.Record, error) {
+	p.looked++
 	if r, ok := p.recs[lsn]; ok {
 		return r, nil
 	}
@@ -39,11 +55,20 @@ func (p *paths) read(lsn proto.LSN) (*record.Record, error) {
 	return r, nil
 }
 
-// places returns the names that a file had when a record had been made.
+// places returns the names that a file had when a record had been made, valid until
+// the next call. Those that it had later are gone on from where they are known, so that
+// a query looks at each record of a name once, not once for each older entry.
 func (p *paths) places(id proto.FileID, at proto.LSN) ([]place, error) {
-	n, _ := p.j.tree.get(id)
+	later := p.j.hist.names(id, at)
+	known, ok := p.names[id]
+	if ok = ok && at <= known.at; ok {
+		later = later[:len(later)-len(after(later, known.at))]
+	} else {
+		n, _ := p.j.tree.get(id)
+		known.places = n.names
+	}
 	var recs []*record.Record
-	for _, lsn := range p.j.hist.names(id, at) {
+	for _, lsn := range later {
 		r, err := p.read(lsn)
 		if err != nil {
 			return nil, err
@@ -52,7 +77,16 @@ func (p *paths) places(id proto.FileID, at proto.LSN) ([]place, error) {
 			recs = append(recs, r)
 		}
 	}
-	return placesBefore(n.names, recs, id), nil
+	// From here on what is kept of the file is out of date: its list is changed in place.
+	p.held -= len(p.names[id].places)
+	delete(p.names, id)
+	known = namesAt{at, placesBefore(known.places, recs, id)}
+	if p.held += len(known.places); len(p.names) == maxNamed || p.held > maxHeld {
+		clear(p.names)
+		p.held = len(known.places)
+	}
+	p.names[id] = known
+	return known.places, nil
 }
 
 // place returns a name of a file then, or the last that it had before, or the

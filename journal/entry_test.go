@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -273,4 +274,93 @@ func TestEntriesOfADeepTree(t *testing.T) {
 			require.NoError(t, e.Close())
 		})
 	}
+}
+
+// What an entry costs depends neither on how deep its file is nor on how often the
+// directories above it, or the file itself, got other names later: each record of a
+// name is looked at a few times in a query, not once for each entry.
+func TestEntriesLookAtEachNameOnce(t *testing.T) {
+	const rounds = 300
+	for _, depth := range []int{1, 40} {
+		t.Run(fmt.Sprint(depth), func(t *testing.T) {
+			e, _ := openOn(t, vfs.NewMem(1))
+			dir := proto.RootID
+			for range depth {
+				dir = e.make(dir, "d", proto.ModeDir|0o755)
+			}
+			f := e.file(dir, "f", "")
+			top, name, below := "d", "f", strings.Repeat("d/", depth-1)
+			var want []string // of the writes, oldest first
+			for i := range rounds {
+				e.must(&proto.Write{ID: f, Data: []byte("x")})
+				want = append(want, top+"/"+below+name)
+				next := fmt.Sprint("d", i)
+				e.must(&proto.Rename{Dir: proto.RootID, Name: top, NewDir: proto.RootID, NewName: next})
+				top = next
+				e.must(&proto.Write{ID: f, Data: []byte("y")})
+				want = append(want, top+"/"+below+name)
+				next = fmt.Sprint("f", i)
+				e.must(&proto.Rename{Dir: dir, Name: name, NewDir: dir, NewName: next})
+				name = next
+			}
+			records := 2*rounds + depth + 1 // of names
+			for _, scope := range []proto.FileID{0, dir} {
+				l := lister{j: e.Journal, oldest: e.oldest(), scope: scope, paths: newPaths(e.Journal, scope)}
+				more, err := l.all()
+				require.NoError(t, err)
+				require.False(t, more)
+				var got []string
+				for _, x := range l.out {
+					if x.Kind == "write" {
+						got = append([]string{x.Path}, got...)
+					}
+				}
+				require.Equal(t, want, got)
+				require.LessOrEqual(t, l.paths.looked, 3*records)
+			}
+			require.NoError(t, e.Close())
+		})
+	}
+}
+
+// What is kept of a file's names changes no answer, in whatever order moments are asked for.
+func TestPlacesKeptAreTheSame(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	e, _ := openOn(t, vfs.NewMem(1))
+	dirs := []proto.FileID{proto.RootID, e.make(proto.RootID, "a", proto.ModeDir|0o755), e.make(proto.RootID, "b", proto.ModeDir|0o755)}
+	ids := []proto.FileID{e.file(proto.RootID, "0", ""), e.file(proto.RootID, "1", "")}
+	for range 400 { // many fail, by what is there then
+		dir, to := dirs[rnd.IntN(3)], dirs[rnd.IntN(3)]
+		name, next := fmt.Sprint(rnd.IntN(4)), fmt.Sprint(rnd.IntN(4))
+		switch rnd.IntN(4) {
+		case 0:
+			e.do(&proto.Link{ID: ids[rnd.IntN(2)], Dir: dir, Name: name})
+		case 1:
+			e.do(&proto.Remove{Dir: dir, Name: name})
+		default:
+			e.do(&proto.Rename{Dir: dir, Name: name, NewDir: to, NewName: next})
+		}
+	}
+	for order := range 2 {
+		kept, several := newPaths(e.Journal, 0), 0
+		top := e.appliedLSN()
+		for i := range top {
+			at := top - i
+			if order == 1 {
+				at = proto.LSN(rnd.Int64N(int64(top))) + 1
+			}
+			for _, id := range ids {
+				want, err := newPaths(e.Journal, 0).places(id, at)
+				require.NoError(t, err)
+				got, err := kept.places(id, at)
+				require.NoError(t, err)
+				require.ElementsMatch(t, want, got, "%v at %d", id, at)
+				if len(want) > 1 {
+					several++
+				}
+			}
+		}
+		require.NotZero(t, several)
+	}
+	require.NoError(t, e.Close())
 }
