@@ -210,19 +210,15 @@ func TestTooManyUnknownConnections(t *testing.T) {
 // A client that asks and asks and never reads is dropped, and until then the
 // server stops reading it.
 func TestSlowReaderIsDropped(t *testing.T) {
-	r := start(t, Options{Stall: 200 * time.Millisecond})
-	p := r.dial()
-	_, err := p.hello(wire.HelloReq{})
+	r := serve(t, Options{Stall: 200 * time.Millisecond})
+	p, _ := r.on()
+	made, err := p.change(1, newFile("a"))
 	require.NoError(t, err)
-	p.tls.NetConn().(*net.TCPConn).SetReadBuffer(4096)
-	var ping []byte
-	for i := range 1000 {
-		ping = wire.AppendFrame(ping, wire.Request(wire.OpPing, uint64(i+1)), &wire.Empty{})
+	_, err = p.change(2, &proto.Write{ID: made.ID, Data: make([]byte, 1<<20)})
+	require.NoError(t, err)
+	for range 64 { // MiB, more than the kernel holds of a connection
+		p.send(wire.OpRead, &wire.ReadReq{ReqHeader: header(), ID: made.ID, Len: 1 << 20})
 	}
-	for err == nil {
-		_, err = p.tls.Write(ping)
-	}
-	require.NotErrorIs(t, err, errTimeout)
 	require.Eventually(t, func() bool { return len(r.connections()) == 0 }, patience, time.Millisecond)
 }
 
