@@ -163,6 +163,7 @@ func (j *Journal) loosenLocked() map[proto.FileID]*loose {
 type checkpointData struct {
 	lsn      proto.LSN // everything up to it is applied
 	boot     uint32
+	lockBoot uint32
 	clean    bool
 	fs       uint64    // id of the file system
 	cage     vfs.Ident // of the journal's directory: a copy has another
@@ -195,7 +196,7 @@ func (j *Journal) snapshotLocked() *checkpointData {
 		lsn = j.log.Durable()
 	}
 	j.queueMu.Unlock()
-	ck := &checkpointData{lsn: lsn, boot: j.boot, clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}}
+	ck := &checkpointData{lsn: lsn, boot: j.boot, lockBoot: j.lockBoot, clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}}
 	for n, name := range j.clients {
 		ck.clients[n] = name
 	}
@@ -223,7 +224,7 @@ const (
 	checkpointName    = "checkpoint"
 	checkpointTemp    = "checkpoint.new"
 	checkpointMagic   = "CAGECKP\n"
-	checkpointVersion = 2
+	checkpointVersion = 3
 	checkpointHeader  = len(checkpointMagic) + 8
 )
 
@@ -336,7 +337,7 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 		num(uint64(len(s)))
 		b = append(b, s...)
 	}
-	num(checkpointVersion, uint64(ck.lsn), uint64(ck.boot), bit(ck.clean), ck.fs, ck.cage.Ino, uint64(ck.cage.Btime), ck.root.Ino, uint64(ck.root.Btime), uint64(ck.nextID))
+	num(checkpointVersion, uint64(ck.lsn), uint64(ck.boot), uint64(ck.lockBoot), bit(ck.clean), ck.fs, ck.cage.Ino, uint64(ck.cage.Btime), ck.root.Ino, uint64(ck.root.Btime), uint64(ck.nextID))
 	num(uint64(len(ck.clients)))
 	for n, name := range ck.clients {
 		num(uint64(n))
@@ -457,7 +458,7 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 	if v := d.num(); v != checkpointVersion {
 		return nil, status.Newf(status.Version, "", "", "it is of version %d, this program reads %d", v, checkpointVersion)
 	}
-	ck := &checkpointData{lsn: proto.LSN(d.num()), boot: uint32(d.num()), clean: d.num() == 1, fs: d.num(),
+	ck := &checkpointData{lsn: proto.LSN(d.num()), boot: uint32(d.num()), lockBoot: uint32(d.num()), clean: d.num() == 1, fs: d.num(),
 		cage: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, root: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, nextID: proto.FileID(d.num()),
 		clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}, lost: lost{}}
 	for range d.count() {

@@ -86,7 +86,7 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 // loadState takes over what the checkpoint holds (step 1).
 func (r *recovery) loadState() {
 	j := r.j
-	j.nextID, j.idLimit = r.ck.nextID, r.ck.nextID
+	j.nextID, j.idLimit, j.lockBoot = r.ck.nextID, r.ck.nextID, r.ck.lockBoot
 	j.sessions = r.ck.sessions
 	if j.sessions == nil {
 		j.sessions = map[proto.SessionID]*session{}
@@ -145,7 +145,7 @@ func (r *recovery) readLog() error {
 			return
 		}
 		switch rec.Kind {
-		case record.Adopt, record.Gap, record.Checkpoint, record.Boot, record.IDs, record.Client, record.Session:
+		case record.Adopt, record.Gap, record.Checkpoint, record.Boot, record.IDs, record.Client, record.Session, record.Locks:
 		default:
 			r.report.Replayed++
 		}
@@ -206,6 +206,8 @@ func (r *recovery) state(rec *record.Record) {
 		j.nextID = j.idLimit
 	case record.Boot:
 		r.ck.boot = max(r.ck.boot, uint32(rec.Count))
+	case record.Locks:
+		j.lockBoot = uint32(rec.Count)
 	}
 	j.sessionReplay(rec)
 }

@@ -267,6 +267,19 @@ func (j *Journal) Sessions() []proto.SessionID {
 	return out
 }
 
+func (j *Journal) giveLocks() error {
+	j.planMu.Lock()
+	if j.lockBoot != j.boot && !j.opts.ReadOnly {
+		if err := j.log.Append(&record.Record{Kind: record.Locks, Count: uint64(j.boot)}); err != nil {
+			j.planMu.Unlock()
+			return err
+		}
+		j.lockBoot = j.boot
+	}
+	j.planMu.Unlock()
+	return j.log.Commit()
+}
+
 func (j *Journal) client(name string, max int) (uint32, error) {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -15,9 +16,10 @@ import (
 // keeps them for a while (Options.Locks); its waits end with the connection, and
 // the client asks again. When it comes back it says what it holds, and hears what
 // of that is lost. After a restart the sessions from before have as long to
-// come back and take what they had, and until then nobody else gets anything; a
-// client that missed a whole run of the server gets nothing back, for others may
-// have had the lock in that run and be done with it.
+// come back and take what they had, and until then nobody else gets anything. The
+// journal knows the newest run in which somebody else did: a client that missed
+// it gets nothing back, for others may have had its lock in that run and be done with
+// it (RFC 8881, section 8.4.3: the edge conditions).
 
 // maxFileLocks and the waits are bounds that no use of locks comes near. A
 // session's locks are bounded by what its client can name when it comes back.
@@ -30,23 +32,26 @@ const (
 // locks is the locks of an export, and where to tell of the ends of waits. Safe
 // for concurrent use.
 type locks struct {
-	until time.Time // sessions from before the start are waited for; set at construction
+	until time.Time    // sessions from before the start are waited for; set at construction
+	give  func() error // makes durable that whoever asks gets locks in this run; set at construction
+	since uint32       // the newest run before this one in which that was so; set at construction
 
 	mu     sync.Mutex                   // a leaf but for outq's
 	table  *lock.Table                  // guarded by mu
 	out    map[proto.SessionID]*outq    // guarded by mu; of the sessions that have a connection
 	absent map[proto.SessionID]struct{} // guarded by mu; sessions from before the start that are not back
+	given  bool                         // guarded by mu; give was done
 }
 
-// newLocks waits for sessions until a time.
-func newLocks(before []proto.SessionID, until time.Time) *locks {
+// newLocks waits for the sessions of an export until a time.
+func newLocks(j *journal.Journal, until time.Time) *locks {
 	l := &locks{
-		until: until, out: make(map[proto.SessionID]*outq), absent: make(map[proto.SessionID]struct{}),
+		until: until, give: j.GiveLocks, since: j.LockBoot(), out: make(map[proto.SessionID]*outq), absent: make(map[proto.SessionID]struct{}),
 		table: lock.New(lock.Limits{
 			SessionLocks: wire.MaxLocks, SessionWaits: maxSessionWaits, FileLocks: maxFileLocks, FileWaits: maxFileWaits,
 		}),
 	}
-	for _, id := range before {
+	for _, id := range j.Sessions() {
 		l.absent[id] = struct{}{}
 	}
 	return l
@@ -74,7 +79,7 @@ var codes = map[lock.Outcome]status.Code{
 // resume makes a session's connection hear of its waits, and the client's list
 // the truth about what it has locked. It returns the places in the list of what
 // is lost. known says that the session had a connection in this run of the
-// server, reclaim that it was on line until the last one ended.
+// server, reclaim that nobody else was given locks since it was on line.
 func (l *locks) resume(id proto.SessionID, q *outq, list []lock.Request, known, reclaim bool) (lost []uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,7 +136,7 @@ func (l *locks) end(id proto.SessionID) {
 // resumeLocks gives the connection's session its locks; see locks.resume.
 func (c *conn) resumeLocks(m *wire.HelloReq, rep *wire.HelloRep) []uint32 {
 	known := c.sess.wasHere()
-	reclaim := m.Boot+1 == rep.Boot
+	reclaim := m.Boot < rep.Boot && m.Boot >= c.sess.exp.locks.since
 	list, places := make([]lock.Request, 0, len(m.Locks)), make([]uint32, 0, len(m.Locks))
 	var lost []uint32
 	if rep.Resumed {
@@ -197,8 +202,10 @@ func lockFile(c *call, m *wire.LockReq) (wire.Message, error) {
 		return nil, status.Newf(status.Access, "lock", m.Lock.ID.String(), "it is not open for that")
 	}
 	rep := &wire.LockRep{}
-	outcome, later := c.exp.locks.lock(c.sess.lockRequest(&m.Lock), m.Wait)
+	outcome, later, err := c.exp.locks.lock(c.sess.lockRequest(&m.Lock), m.Wait)
 	switch {
+	case err != nil:
+		return nil, status.Wrap(err, "lock", m.Lock.ID.String())
 	case later:
 		rep.Later = true
 	case outcome == lock.Queued:
@@ -216,12 +223,21 @@ func lockFile(c *call, m *wire.LockReq) (wire.Message, error) {
 }
 
 // lock is lock.Table's Lock or Wait, once sessions from before a restart have what they had.
-func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome, later bool) {
+func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome, later bool, err error) {
+	l.mu.Lock()
+	grace, given := l.graceLocked(), l.given
+	l.mu.Unlock()
+	if grace {
+		return 0, true, nil
+	}
+	if !given {
+		if err := l.give(); err != nil {
+			return 0, false, err
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.graceLocked() {
-		return 0, true
-	}
+	l.given = true
 	var done []lock.Done
 	if wait == 0 {
 		outcome, done = l.table.Lock(r)
@@ -229,7 +245,7 @@ func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome, later b
 		outcome, done = l.table.Wait(lock.WaitID{Session: r.Owner.Session, Num: wait}, r)
 	}
 	l.tellLocked(done)
-	return outcome, false
+	return outcome, false, nil
 }
 
 // testLock tells what is in the way of a lock to who has the file open.

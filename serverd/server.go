@@ -127,7 +127,7 @@ func Listen(o Options) (*Server, error) {
 		if e.Feed == nil {
 			e.Feed = NewFeed()
 		}
-		s.exports[e.Name] = &export{Export: e, locks: newLocks(e.Journal.Sessions(), s.began.Add(o.Locks))}
+		s.exports[e.Name] = &export{Export: e, locks: newLocks(e.Journal, s.began.Add(o.Locks))}
 	}
 	return s, nil
 }
