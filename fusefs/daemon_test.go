@@ -37,6 +37,7 @@ const daemonEnv = "CAGE_TEST_DAEMON"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(daemonEnv); dir != "" {
+		dropInherited()
 		if err := runDaemon(dir, os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, "daemon:", err)
 			os.Exit(1)
@@ -44,6 +45,19 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// dropInherited closes what this process has of the mounts of tests that ran while
+// it was started: posixtest opens files without O_CLOEXEC, and a mount in which
+// somebody has one cannot be unmounted.
+func dropInherited() {
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range fds {
+		fd, _ := strconv.Atoi(e.Name())
+		if path, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && fd > 2 && strings.HasPrefix(path, os.TempDir()+"/") {
+			unix.Close(fd)
+		}
+	}
 }
 
 // testNet lets a test cut the network off.
