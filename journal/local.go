@@ -114,11 +114,11 @@ func (j *Journal) Poll(ctx context.Context) error { return j.poll(ctx) }
 type localState struct {
 	done chan struct{} // closed when localLoop has ended
 
-	mu       sync.Mutex                 // a leaf
-	suspects map[proto.FileID]int64     // directories to be compared, with the ctime that was known of them; guarded by mu
-	unsynced map[proto.FileID]bool      // regular files that they changed, until syncLocal looks; guarded by mu
-	looked   map[proto.FileID]proto.LSN // files that somebody found changed, with the record of that, until one who could write closes them; guarded by mu
-	missed   bool                       // they were too many: everything is to be compared; guarded by mu
+	mu       sync.Mutex                // a leaf
+	suspects map[proto.FileID]int64    // directories to be compared, with the ctime that was known of them; guarded by mu
+	unsynced map[proto.FileID]bool     // regular files that they changed, until syncLocal looks; guarded by mu
+	looked   map[proto.FileID]sighting // files that somebody found changed; guarded by mu
+	missed   bool                      // they were too many: everything is to be compared; guarded by mu
 
 	newest     proto.LSN            // newest record of what they did; guarded by queueMu
 	replanning bool                 // a change whose turn it is is planned anew; guarded by planMu
@@ -155,7 +155,7 @@ func (l leftNames) take(at place) bool {
 const maxLocalDirs = 4096
 
 func newLocalState() localState {
-	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}, unsynced: map[proto.FileID]bool{}, looked: map[proto.FileID]proto.LSN{}}
+	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}, unsynced: map[proto.FileID]bool{}, looked: map[proto.FileID]sighting{}}
 }
 
 // suspect asks for a directory to be compared. It does not block.
@@ -422,24 +422,48 @@ func (j *Journal) noticeLocal(n *node, info vfs.Info) proto.LSN {
 // maxLooked bounds the files of which is remembered that somebody found them changed.
 const maxLooked = 4096
 
-// look notes that a record says what somebody found, and nobody told.
+// sighting is of a file that somebody found changed, and nobody told: perhaps by a store
+// through a mapping. Those that follow move no ctime until the pages are written
+// back, so that the file may be another whenever one who could write closes it.
+type sighting struct {
+	lsn    proto.LSN // newest record of what processes of the server did to it
+	closes int       // how many closes are still believed to be of whoever stored
+}
+
+// maxCloses bounds what that costs: the first close may be of an earlier writer,
+// told late, and several may have the file open.
+const maxCloses = 3
+
+// look notes that a record says what somebody found.
 func (l *localState) look(id proto.FileID, lsn proto.LSN) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.looked) >= maxLooked {
 		clear(l.looked)
 	}
-	l.looked[id] = lsn
+	l.looked[id] = sighting{lsn, maxCloses}
 }
 
-// takeLook reports, once, whether the newest record of a file says what somebody found.
-// What is stored through a mapping after that moves no ctime until the pages are written back.
+// lookOn notes that a record says more of what such processes did.
+func (l *localState) lookOn(id proto.FileID, lsn proto.LSN) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k, ok := l.looked[id]; ok {
+		l.looked[id] = sighting{lsn, k.closes}
+	}
+}
+
+// takeLook reports whether a close may be of whoever stored: no client has changed the file since.
 func (l *localState) takeLook(n *node) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	lsn, ok := l.looked[n.id]
-	delete(l.looked, n.id)
-	return ok && lsn == n.change
+	k, ok := l.looked[n.id]
+	if k.closes--; ok && k.closes > 0 && k.lsn == n.change {
+		l.looked[n.id] = k
+	} else {
+		delete(l.looked, n.id)
+	}
+	return ok && k.lsn == n.change
 }
 
 func (j *Journal) told() bool { return j.opts.Told != nil && j.opts.Told() }

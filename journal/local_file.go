@@ -44,6 +44,7 @@ func (c *compare) fileLocked(id proto.FileID, e LocalEvent, before node) error {
 		if err := j.emitSeen(r, e.by(doneBy[r.Kind]), info.Ctime); err != nil {
 			return err
 		}
+		j.local.lookOn(id, r.LSN)
 		j.countLocal(r.LSN)
 		return nil
 	})
