@@ -116,6 +116,13 @@ func (l *locks) leave(id proto.SessionID, q *outq) {
 	}
 }
 
+// count is how many locks a session has.
+func (l *locks) count(id proto.SessionID) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.table.Locks(id)
+}
+
 // drop takes its locks from a session, and returns how many there were.
 func (l *locks) drop(id proto.SessionID) int {
 	l.mu.Lock()

@@ -132,7 +132,7 @@ func TestWaitForALock(t *testing.T) {
 
 // Waits end with their connection, locks stay, for a while; with the session all ends.
 func TestLocksOfALostConnection(t *testing.T) {
-	r := serve(t, Options{Locks: 300 * time.Millisecond})
+	r := serve(t, Options{Locks: 2 * time.Second})
 	p, hello := r.on()
 	q, _ := r.on()
 	id := lockable(t, p, q)

@@ -403,6 +403,7 @@ type SessionStatus struct {
 	Since     time.Time
 	Lost      time.Time // zero while it has a connection
 	OpenFiles int
+	Locks     int // of files, by flock(2) and fcntl(2)
 	DataConns int
 }
 

@@ -32,7 +32,7 @@ func (a *admin) Served() control.Served {
 		count[s.Export]++
 		out.Sessions = append(out.Sessions, control.Session{
 			ID: fmt.Sprintf("%016x", uint64(s.ID)), Export: s.Export, Client: s.Client, Key: s.Key.Name, Fingerprint: string(s.Key.Fingerprint),
-			ActsAs: s.Key.ActsAs(), ReadOnly: s.ReadOnly, Peer: s.Peer, Since: s.Since, Lost: s.Lost, OpenFiles: s.OpenFiles, DataConns: s.DataConns,
+			ActsAs: s.Key.ActsAs(), ReadOnly: s.ReadOnly, Peer: s.Peer, Since: s.Since, Lost: s.Lost, OpenFiles: s.OpenFiles, Locks: s.Locks, DataConns: s.DataConns,
 		})
 	}
 	slices.SortFunc(out.Sessions, func(a, b control.Session) int {
@@ -92,7 +92,7 @@ func newSessions() *cli.Command {
 				mode = "read-only"
 			}
 			err := fields(w, c.Key+"  "+c.Export+", "+mode, [2]string{"address", peer}, [2]string{"since", when(c.Since)},
-				[2]string{"acts as", c.ActsAs}, [2]string{"open files", fmt.Sprint(c.OpenFiles)},
+				[2]string{"acts as", c.ActsAs}, [2]string{"open files", fmt.Sprintf("%d, %d locks", c.OpenFiles, c.Locks)},
 				[2]string{"data ports", fmt.Sprintf("%d connections", c.DataConns)}, [2]string{"session", c.ID + " of " + cli.Printable(c.Client)})
 			if err != nil {
 				return err

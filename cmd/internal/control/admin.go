@@ -50,6 +50,7 @@ type Session struct {
 	Since       time.Time `json:"since"`
 	Lost        time.Time `json:"lost,omitzero"` // since when it is without connection
 	OpenFiles   int       `json:"open_files"`
+	Locks       int       `json:"locks"`
 	DataConns   int       `json:"data_connections"`
 }
 

@@ -90,15 +90,18 @@ func TestInvitedClient(t *testing.T) {
 		ActsAs    string `json:"acts_as"`
 		Peer      string `json:"peer"`
 		OpenFiles int    `json:"open_files"`
+		Locks     int    `json:"locks"`
 	}
 	f, err := os.Open(filepath.Join(point, "a"))
 	require.NoError(t, err)
 	defer f.Close()
+	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_SH))
 	require.NoError(t, json.Unmarshal([]byte(s.admin("sessions", "--json")), &session))
 	require.Equal(t, "laptop", session.Key)
 	require.Equal(t, "nobody", session.ActsAs)
 	require.NotEmpty(t, session.Peer)
 	require.Equal(t, 1, session.OpenFiles)
+	require.Equal(t, 1, session.Locks)
 	require.Contains(t, s.admin("exports"), "data\n")
 	require.Contains(t, s.admin("exports", "--json"), `"sessions":1`)
 
