@@ -15,32 +15,47 @@ type Query struct {
 	Path    string    // file or tree below the export, as it is or was; "" everything
 	LSN     proto.LSN // only this record or transaction
 	Before  proto.LSN // only older than this; 0 from the newest
+	After   proto.LSN // only newer than this, oldest first; excludes Before
 	Limit   int       // 0: no limit but that of maxEntryBytes
 	Records bool      // transactions record by record
+}
+
+// Listing is an answer to a query.
+type Listing struct {
+	Entries []proto.Entry
+	More    bool
+	Oldest  proto.LSN // the oldest record that is kept
+	Upto    proto.LSN // of a query with After: what comes next has newer ones
 }
 
 // maxEntryBytes is how much the texts of entries take before no more are returned:
 // in a deep tree each path is long.
 const maxEntryBytes = 1 << 20
 
-// Entries returns history, newest first, and whether there is more. Paths are
+// Entries returns history, newest first unless After is given. Paths are
 // as they were. The server's own records are shown only when asked for by number.
 // Errors: status.NotFound (a path that never was, a record to come), NoHistory.
-func (j *Journal) Entries(q Query) (entries []proto.Entry, more bool, oldest proto.LSN, err error) {
-	oldest = j.oldest()
-	l := lister{j: j, q: q, oldest: oldest, paths: newPaths(j, 0)}
+func (j *Journal) Entries(q Query) (Listing, error) {
+	l := lister{j: j, q: q, oldest: j.oldest(), paths: newPaths(j, 0)}
 	if q.LSN != 0 {
-		more, err = l.one(q.LSN)
-		return l.out, more, oldest, err
+		more, err := l.one(q.LSN)
+		return Listing{Entries: l.out, More: more, Oldest: l.oldest}, err
 	}
 	if path := strings.Trim(q.Path, "/"); path != "" && path != "." {
-		if l.scope, err = j.pathOnce(path); err != nil {
-			return nil, false, oldest, err
+		id, err := j.pathOnce(path)
+		if err != nil {
+			return Listing{}, err
 		}
-		l.paths.scope = l.scope
+		l.scope, l.paths.scope = id, id
 	}
-	more, err = l.all()
-	return l.out, more, oldest, err
+	if q.After != 0 {
+		if q.After+1 < l.oldest {
+			return Listing{}, status.Newf(status.NoHistory, "", "history", "record %d is older than what is kept", q.After+1)
+		}
+		l.upto = max(q.After, j.appliedLSN())
+	}
+	more, err := l.all()
+	return Listing{Entries: l.out, More: more, Oldest: l.oldest, Upto: l.upto}, err
 }
 
 // Newest calls f with the newest records that happened under a file or tree (0:
@@ -111,6 +126,7 @@ type lister struct {
 	q      Query
 	oldest proto.LSN
 	scope  proto.FileID // file or tree; 0: everything
+	upto   proto.LSN    // of a query with After: the newest to look at
 	paths  *paths
 	out    []proto.Entry
 	bytes  int // of the texts in out
@@ -126,8 +142,8 @@ func visible(r *record.Record) bool {
 	return false
 }
 
-// each calls f for the records that happened in scope, newest first, until it
-// returns false. Of a transaction it gets all records, the Begin record at last.
+// each calls f for the records that happened in scope, in the query's order, until it
+// returns false. Of a transaction it gets all records, the Begin record at last, or first.
 func (l *lister) each(f func(*record.Record) (bool, error)) error {
 	next := l.walker()
 	for {
@@ -155,9 +171,12 @@ func (l *lister) each(f func(*record.Record) (bool, error)) error {
 	}
 }
 
-// walker returns the numbers to look at, descending: of a single file its own,
-// otherwise all.
+// walker returns the numbers to look at, in the query's order: of a single file its
+// own, otherwise all.
 func (l *lister) walker() func() (proto.LSN, bool) {
+	if l.q.After != 0 {
+		return l.onward()
+	}
 	top := l.j.log.Durable() + 1
 	if l.q.Before != 0 {
 		top = min(top, l.q.Before)
@@ -176,6 +195,26 @@ func (l *lister) walker() func() (proto.LSN, bool) {
 			return 0, false
 		}
 		return list[i], list[i] >= l.oldest
+	}
+}
+
+// onward is walker where the order is ascending.
+func (l *lister) onward() func() (proto.LSN, bool) {
+	at := l.q.After
+	if n, ok := l.j.tree.get(l.scope); l.scope == 0 || !ok || n.typ == proto.ModeDir {
+		return func() (proto.LSN, bool) {
+			at++
+			return at, at <= l.upto
+		}
+	}
+	list := slices.Concat(l.j.hist.names(l.scope, at), l.j.hist.data(l.scope, at))
+	slices.Sort(list)
+	return func() (proto.LSN, bool) {
+		if len(list) == 0 || list[0] > l.upto {
+			return 0, false
+		}
+		at, list = list[0], list[1:]
+		return at, true
 	}
 }
 
@@ -283,7 +322,7 @@ func (l *lister) one(lsn proto.LSN) (more bool, err error) {
 func (l *lister) all() (more bool, err error) {
 	shown := proto.LSN(0) // transaction that has its line already
 	err = l.each(func(r *record.Record) (bool, error) {
-		in := r.Txn
+		in, at := r.Txn, r.LSN
 		if r.Kind == record.Begin {
 			in = r.LSN
 		}
@@ -301,6 +340,9 @@ func (l *lister) all() (more bool, err error) {
 			return true, nil
 		}
 		if more = l.full(); more {
+			if l.upto != 0 {
+				l.upto = at - 1
+			}
 			return false, nil
 		}
 		return true, l.show(r)

@@ -18,9 +18,9 @@ import (
 // lines are entries in short, oldest first.
 func lines(t *testing.T, j *Journal, q Query) (out []string) {
 	t.Helper()
-	entries, _, _, err := j.Entries(q)
+	list, err := j.Entries(q)
 	require.NoError(t, err)
-	for _, e := range entries {
+	for _, e := range list.Entries {
 		s := e.Kind + " " + e.Path
 		if e.NewPath != "" {
 			s += " -> " + e.NewPath
@@ -80,30 +80,60 @@ func TestEntries(t *testing.T) {
 		var got []string
 		q := Query{Limit: 4}
 		for {
-			entries, more, oldest, err := e.Entries(q)
+			list, err := e.Entries(q)
 			require.NoError(t, err)
-			require.Equal(t, proto.LSN(1), oldest)
-			require.LessOrEqual(t, len(entries), 4)
+			require.Equal(t, proto.LSN(1), list.Oldest)
+			require.LessOrEqual(t, len(list.Entries), 4)
 			got = append(lines(t, e.Journal, q), got...)
-			q.Before = entries[len(entries)-1].LSN
-			if !more {
+			q.Before = list.Entries[len(list.Entries)-1].LSN
+			if !list.More {
 				break
 			}
 		}
 		require.Equal(t, all, got)
 	})
-	t.Run("who", func(t *testing.T) {
-		entries, _, _, err := e.Entries(Query{Limit: 1})
+	t.Run("onward", func(t *testing.T) {
+		for _, scope := range []string{"", "e", "e/l"} {
+			want := lines(t, e.Journal, Query{Path: scope})
+			for _, limit := range []int{1, 4, 100} {
+				var got []string
+				for q := (Query{Path: scope, After: 1, Limit: limit}); ; {
+					list, err := e.Entries(q)
+					require.NoError(t, err)
+					require.LessOrEqual(t, len(list.Entries), limit)
+					for _, x := range list.Entries {
+						require.Greater(t, x.LSN, q.After)
+						require.LessOrEqual(t, x.LSN, list.Upto)
+						got = append(got, x.Kind)
+					}
+					q.After = list.Upto
+					if !list.More {
+						break
+					}
+				}
+				require.Len(t, got, len(want))
+				for i := range want {
+					require.Equal(t, strings.Fields(want[i])[0], got[i])
+				}
+			}
+		}
+		list, err := e.Entries(Query{After: e.Last()})
 		require.NoError(t, err)
-		require.Equal(t, "test", entries[0].Client)
-		require.Equal(t, testSession, entries[0].Session)
+		require.Empty(t, list.Entries)
+		require.Equal(t, e.Last(), list.Upto)
+	})
+	t.Run("who", func(t *testing.T) {
+		list, err := e.Entries(Query{Limit: 1})
+		require.NoError(t, err)
+		require.Equal(t, "test", list.Entries[0].Client)
+		require.Equal(t, testSession, list.Entries[0].Session)
 	})
 	t.Run("by number, also the server's own", func(t *testing.T) {
 		require.Equal(t, []string{"boot "}, lines(t, e.Journal, Query{LSN: 1}))
 	})
 	for name, q := range map[string]Query{"a path that never was": {Path: "x/y"}, "a record to come": {LSN: 1 << 40}} {
 		t.Run(name, func(t *testing.T) {
-			_, _, _, err := e.Entries(q)
+			_, err := e.Entries(q)
 			require.Equal(t, status.NotFound, status.Of(err))
 		})
 	}
@@ -253,17 +283,17 @@ func TestEntriesOfADeepTree(t *testing.T) {
 				var got []string
 				began := time.Now()
 				for q := (Query{Path: scope, Limit: 1024}); ; {
-					entries, more, _, err := e.Entries(q)
+					list, err := e.Entries(q)
 					require.NoError(t, err)
 					size := 0
-					for _, x := range entries {
+					for _, x := range list.Entries {
 						got, size = append(got, x.Path), size+len(x.Path)+len(x.NewPath)
 					}
 					require.LessOrEqual(t, size, maxEntryBytes+2*proto.MaxPath)
-					if !more {
+					if !list.More {
 						break
 					}
-					q.Before = entries[len(entries)-1].LSN
+					q.Before = list.Entries[len(list.Entries)-1].LSN
 				}
 				require.Less(t, time.Since(began), 10*time.Second)
 				require.Len(t, got, len(want))

@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -158,10 +159,10 @@ func (o *outsider) events(events ...string) (list []LocalEvent) {
 func (o *outsider) story() (out []string) {
 	o.t.Helper()
 	require.NoError(o.t, o.log.Commit())
-	entries, _, _, err := o.Entries(Query{})
+	list, err := o.Entries(Query{})
 	require.NoError(o.t, err)
-	for i := len(entries) - 1; i >= 0; i-- {
-		if e := entries[i]; e.Client == LocalClient {
+	for _, e := range slices.Backward(list.Entries) {
+		if e.Client == LocalClient {
 			s := e.Kind + " " + e.Path
 			if e.NewPath != "" {
 				s += " " + e.NewPath

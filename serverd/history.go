@@ -18,32 +18,38 @@ func history(c *call, m *wire.LogReq) (wire.Message, error) {
 	who := c.who(m.Ident)
 	all := privileged(who)
 	limit := int(min(max(m.Limit, 1), wire.MaxEntries))
-	q := journal.Query{Path: m.Path, LSN: m.LSN, Before: m.Before, Limit: limit, Records: m.Records}
+	q := journal.Query{Path: m.Path, LSN: m.LSN, Before: m.Before, After: m.After, Limit: limit, Records: m.Records}
 	rep, size := &wire.LogRep{}, 0
 	for {
-		entries, more, oldest, err := c.exp.Journal.Entries(q)
+		list, err := c.exp.Journal.Entries(q)
 		if err != nil {
 			return nil, err
 		}
-		rep.More, rep.Oldest = more, oldest
-		for i, e := range entries {
+		rep.More, rep.Oldest, rep.Upto = list.More, list.Oldest, list.Upto
+		for i, e := range list.Entries {
 			if !all && e.UID != who.UID {
 				continue
 			}
 			rep.Entries = append(rep.Entries, e)
 			size += len(e.Path) + len(e.NewPath)
 			if len(rep.Entries) == limit || size > wire.MaxFrame {
-				rep.More = more || i+1 < len(entries)
+				if i+1 < len(list.Entries) {
+					rep.More, rep.Upto = true, min(list.Upto, list.Entries[i+1].LSN-1)
+				}
 				return rep, nil
 			}
 		}
-		if !more || len(entries) == 0 {
+		if !list.More || len(list.Entries) == 0 {
 			return rep, nil
 		}
 		if err := c.ctx.Err(); err != nil {
 			return nil, err
 		}
-		q.Before = entries[len(entries)-1].LSN
+		if q.After != 0 {
+			q.After = list.Upto
+		} else {
+			q.Before = list.Entries[len(list.Entries)-1].LSN
+		}
 	}
 }
 

@@ -65,10 +65,10 @@ func (o *offline) at(at proto.LSN) (reader, error) {
 }
 
 func (o *offline) Log(_ context.Context, q wire.LogReq) (wire.LogRep, error) {
-	entries, more, oldest, err := o.j.Entries(journal.Query{
-		Path: q.Path, LSN: q.LSN, Before: q.Before, Limit: int(q.Limit), Records: q.Records,
+	list, err := o.j.Entries(journal.Query{
+		Path: q.Path, LSN: q.LSN, Before: q.Before, After: q.After, Limit: int(q.Limit), Records: q.Records,
 	})
-	return wire.LogRep{Entries: entries, More: more, Oldest: oldest}, err
+	return wire.LogRep{Entries: list.Entries, More: list.More, Oldest: list.Oldest, Upto: list.Upto}, err
 }
 
 func (o *offline) Moment(_ context.Context, m proto.Moment) (wire.MomentRep, error) {

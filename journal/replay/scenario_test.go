@@ -520,9 +520,9 @@ func TestEntriesShowWhatWasUndone(t *testing.T) {
 	rm := e.rm("a")
 	undo := e.must(&proto.Undo{}).LSN
 	undone := func() (byRm, byUndo proto.LSN) {
-		entries, _, _, err := e.Entries(journal.Query{})
+		list, err := e.Entries(journal.Query{})
 		require.NoError(t, err)
-		for _, x := range entries {
+		for _, x := range list.Entries {
 			switch x.LSN {
 			case rm:
 				byRm = x.Undone

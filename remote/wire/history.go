@@ -2,12 +2,14 @@ package wire
 
 import "cagefs.dev/cage/remote/proto"
 
-// LogReq asks for the history of a path or of the whole export, newest first.
+// LogReq asks for the history of a path or of the whole export, newest first, or
+// with After oldest first.
 type LogReq struct {
 	Ident   proto.Ident
 	Path    string    // below the export; "" is everything
 	LSN     proto.LSN // only this record (and its transaction); 0: all
 	Before  proto.LSN // only older than this; 0: from the newest
+	After   proto.LSN // only newer than this; excludes Before; 0: newest first
 	Limit   uint32    // at most MaxEntries
 	Records bool      // the records of transactions one by one, not one line for each transaction
 }
@@ -18,6 +20,7 @@ func (m *LogReq) Append(b []byte) []byte {
 	b = appendBytes(b, m.Path)
 	b = appendInt(b, m.LSN)
 	b = appendInt(b, m.Before)
+	b = appendInt(b, m.After)
 	b = appendInt(b, m.Limit)
 	return appendFlag(b, m.Records)
 }
@@ -28,6 +31,7 @@ func (m *LogReq) Decode(c *Cursor) {
 	m.Path = c.str(proto.MaxPath)
 	m.LSN = c.lsn()
 	m.Before = c.lsn()
+	m.After = c.lsn()
 	m.Limit = c.u32()
 	m.Records = c.flag()
 }
@@ -38,13 +42,19 @@ type LogRep struct {
 	Entries []proto.Entry
 	More    bool
 	Oldest  proto.LSN // the oldest record that is kept
+	Upto    proto.LSN // with After: what comes next has newer ones
 }
 
 // Append implements Message.
 func (m *LogRep) Append(b []byte) []byte {
 	b, n := appendCut(b, m.Entries, MaxEntries, appendEntry)
 	b = appendFlag(b, m.More || n < len(m.Entries))
-	return appendInt(b, m.Oldest)
+	b = appendInt(b, m.Oldest)
+	upto := m.Upto
+	if n < len(m.Entries) && upto != 0 {
+		upto = m.Entries[n].LSN - 1
+	}
+	return appendInt(b, upto)
 }
 
 // Decode implements Message.
@@ -52,6 +62,7 @@ func (m *LogRep) Decode(c *Cursor) {
 	m.Entries = list(c, c.cutCount(MaxEntries, entryLeast), (*Cursor).entry)
 	m.More = c.flag()
 	m.Oldest = c.lsn()
+	m.Upto = c.lsn()
 }
 
 // MomentReq asks what a moment means. The client has turned forms that depend
