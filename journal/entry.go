@@ -52,7 +52,7 @@ func (j *Journal) Entries(q Query) (Listing, error) {
 		if q.After+1 < l.oldest {
 			return Listing{}, status.Newf(status.NoHistory, "", "history", "record %d is older than what is kept", q.After+1)
 		}
-		l.upto = max(q.After, j.appliedLSN())
+		l.upto = max(q.After, min(j.appliedLSN(), j.log.Durable())) // what processes of the server did is applied first
 	}
 	more, err := l.all()
 	return Listing{Entries: l.out, More: more, Oldest: l.oldest, Upto: l.upto}, err

@@ -245,6 +245,30 @@ func TestHintsWhileNamesChange(t *testing.T) {
 	}
 }
 
+// TestHintsInTheHistoryOnward: who follows the history does not get past a local
+// change that he cannot be shown yet.
+func TestHintsInTheHistoryOnward(t *testing.T) {
+	e, _ := openOn(t, vfs.NewMem(1))
+	e.file(proto.RootID, "a", "as it was")
+	snapshot(t, e.Journal)
+	after := e.Last()
+	o := newOutsider(e)
+	o.overwrite("a", "LOCAL")
+	o.hint("content a")
+	require.Greater(t, e.Last(), after)
+	list, err := e.Entries(Query{After: after})
+	require.NoError(t, err)
+	if len(list.Entries) == 0 { // it is not durable
+		require.Equal(t, after, list.Upto)
+		require.NoError(t, e.log.Commit())
+		list, err = e.Entries(Query{After: after})
+		require.NoError(t, err)
+	}
+	require.Len(t, list.Entries, 1)
+	require.Equal(t, list.Entries[0].LSN, list.Upto)
+	require.NoError(t, e.Close())
+}
+
 // TestHintsBesideClientsChanges: while a client's change is half done, the file
 // is not what is known of it. That is not taken for somebody else's change.
 func TestHintsBesideClientsChanges(t *testing.T) {

@@ -25,6 +25,11 @@ type upcalls struct {
 	events  []event // guarded by mu
 	changes int     // guarded by mu; Changed among events
 	names   int     // guarded by mu; in these
+
+	// For those that follow the history.
+	pushes uint64        // guarded by mu; how often something was pushed, or may have been missed
+	newest proto.LSN     // guarded by mu; of the changes pushed since the last of these
+	fresh  chan struct{} // guarded by mu; closed with the next of these; nil: nobody waits
 }
 
 // event is exactly one of its fields; none: a reset.
@@ -39,6 +44,7 @@ func newUpcalls(o *Options) *upcalls { return &upcalls{o: o, wake: make(chan str
 func (u *upcalls) changed(c wire.Changed) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.pushedLocked(max(u.newest, c.Change))
 	if u.changes == maxChanged || u.names+len(c.Names) > maxChangedNames {
 		u.dropChangesLocked()
 		u.addLocked(event{})
@@ -53,8 +59,41 @@ func (u *upcalls) changed(c wire.Changed) {
 func (u *upcalls) reset() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.pushedLocked(0)
 	u.dropChangesLocked()
 	u.addLocked(event{})
+}
+
+func (u *upcalls) pushedLocked(newest proto.LSN) {
+	u.pushes++
+	u.newest = newest
+	if u.fresh != nil {
+		close(u.fresh)
+		u.fresh = nil
+	}
+}
+
+// seen is how often something was pushed, to be given to await.
+func (u *upcalls) seen() uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.pushes
+}
+
+// await returns a channel that is closed once something was pushed after seen, and
+// the newest change that was pushed.
+func (u *upcalls) await(seen uint64) (fresh <-chan struct{}, newest proto.LSN) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.pushes != seen {
+		done := make(chan struct{})
+		close(done)
+		return done, u.newest
+	}
+	if u.fresh == nil {
+		u.fresh = make(chan struct{})
+	}
+	return u.fresh, u.newest
 }
 
 func (u *upcalls) failed(f oplog.Failure) {

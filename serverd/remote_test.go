@@ -3,6 +3,7 @@ package serverd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 
 	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/wire"
 )
 
 // cutter dials and remembers, so that a test can cut all connections.
@@ -89,4 +91,59 @@ func TestClientOverCutConnections(t *testing.T) {
 	require.Eventually(t, func() bool { return s.Status().State == remote.Online }, patience, time.Millisecond)
 	require.NoError(t, s.Close(ctx))
 	require.Eventually(t, func() bool { return len(r.Status()) == 0 }, patience, time.Millisecond, "goodbye ends the session")
+}
+
+// Who follows the history hears of each change once and in order, however often
+// the connection is cut and however slow he is.
+func TestFollowOverCutConnections(t *testing.T) {
+	r := serve(t, Options{})
+	var net cutter
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	dial := func(o remote.Options) *remote.Session {
+		o.Addr, o.Export, o.Keys, o.Patience, o.Log = r.Addr().String(), "x", r.keys, 20*time.Second, zerolog.Nop()
+		s, err := remote.Dial(ctx, o)
+		require.NoError(t, err)
+		return s
+	}
+	writer, reader := dial(remote.Options{}), dial(remote.Options{Dial: net.dial})
+	defer writer.Close(ctx)
+	defer reader.Close(ctx)
+	dir, err := writer.Do(ctx, self, &proto.Make{Dir: proto.RootID, Name: "d", Mode: proto.ModeDir | 0o755})
+	require.NoError(t, err)
+
+	const files = 300
+	began := reader.Status().Session
+	got := make(chan string, files)
+	done := errors.New("all are there")
+	ended := make(chan error, 1)
+	begin, err := reader.Moment(ctx, proto.Moment{Kind: proto.MomentNow})
+	require.NoError(t, err)
+	go func() {
+		ended <- reader.Follow(ctx, wire.LogReq{Ident: self, Path: "d", After: begin.LSN}, func(e proto.Entry) error {
+			if got <- e.Kind + " " + e.NewPath; e.NewPath == fmt.Sprint("d/", files-1) {
+				return done
+			}
+			return nil
+		})
+	}()
+	heard := 0
+	for i := range files {
+		name := fmt.Sprint(i)
+		_, err := writer.Do(ctx, self, &proto.Make{Dir: proto.RootID, Name: name, Mode: proto.ModeRegular | 0o644})
+		require.NoError(t, err)
+		_, err = writer.Do(ctx, self, &proto.Rename{Dir: proto.RootID, Name: name, NewDir: dir.ID, NewName: name})
+		require.NoError(t, err)
+		if i%50 == 25 {
+			net.cut()
+		}
+		for ; i%10 == 9 && heard <= i; heard++ { // sometimes he waits for news, sometimes there are many
+			require.Equal(t, fmt.Sprint("rename d/", heard), <-got)
+		}
+	}
+	require.Equal(t, files, heard)
+	require.ErrorIs(t, <-ended, done)
+	require.Empty(t, got)
+	require.Equal(t, began, reader.Status().Session)
+	require.Positive(t, reader.Status().Resumes)
 }

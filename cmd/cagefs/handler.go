@@ -20,7 +20,10 @@ func (d *daemon) Where(path string) (control.Where, error) {
 	if err != nil {
 		return control.Where{}, err
 	}
-	return control.Where{Addr: s.Addr(), Export: s.session.Status().Export, Sub: s.root.sub, Dir: s.Name, At: s.root.at}, nil
+	st := s.session.Status()
+	return control.Where{
+		Addr: s.Addr(), Export: st.Export, Sub: s.root.sub, Dir: s.Name, At: s.root.at, Session: cli.SessionText(st.Session),
+	}, nil
 }
 
 // sourceOf is the source that a path in the mount is of.

@@ -27,7 +27,7 @@ func app() *cli.App {
 	return &cli.App{
 		Name:     "cagefs",
 		Short:    "Mounts directories of Cage servers as local folders.",
-		Commands: []func() *cli.Command{newMount, newUmount, newStatus, newStats, newSync, newJoin},
+		Commands: []func() *cli.Command{newMount, newUmount, newStatus, newStats, newSync, newWatch, newJoin},
 		Implied: func(args []string) string {
 			if slices.ContainsFunc(args, cli.IsSource) {
 				return "mount"

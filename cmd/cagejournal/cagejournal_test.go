@@ -116,7 +116,7 @@ func TestWhereAPathOfAMountIs(t *testing.T) {
 		point, top := shown(tt.mount, tt.where)
 		require.Equal(t, tt.point, point, tt.name)
 		require.Equal(t, tt.top, top, tt.name)
-		path := exportPath(tt.where, tt.below)
+		path := tt.where.Path(tt.below)
 		require.Equal(t, tt.path, path, tt.name)
 		require.Equal(t, tt.typed, mountedName(point, top, path), tt.name)
 	}

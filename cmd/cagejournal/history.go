@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"os"
-
-	"golang.org/x/sys/unix"
 
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/wire"
@@ -14,6 +11,8 @@ import (
 // (over a session) and offline (on the server's disk).
 type history interface {
 	Log(ctx context.Context, q wire.LogReq) (wire.LogRep, error)
+	// Follow is remote.Session's: status.Usage offline.
+	Follow(ctx context.Context, q wire.LogReq, f func(proto.Entry) error) error
 	Moment(ctx context.Context, m proto.Moment) (wire.MomentRep, error)
 
 	// Reading at a record, 0 for now.
@@ -31,17 +30,4 @@ type history interface {
 	Verify(ctx context.Context, full bool) (wire.VerifyRep, error)
 	Usage(ctx context.Context) (wire.UsageRep, error)
 	Close(ctx context.Context) error
-}
-
-// ownIdent is the identity of this process.
-func ownIdent() proto.Ident {
-	id := proto.Ident{
-		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()),
-		PID: uint32(os.Getpid()), PGID: uint32(unix.Getpgrp()), Comm: "cagejournal",
-	}
-	groups, _ := os.Getgroups()
-	for _, g := range groups {
-		id.Groups = append(id.Groups, uint32(g))
-	}
-	return id
 }

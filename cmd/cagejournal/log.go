@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/remote/proto"
@@ -10,15 +11,19 @@ import (
 )
 
 func newLog() *cli.Command {
-	c := cli.New("log", "[PATH] [-n N] [--records] [--json]", "list changes, newest first")
+	c := cli.New("log", "[PATH] [-n N] [--follow] [--records] [--json]", "list changes, newest first")
 	c.Long = `Lists the changes of a file or tree, newest first: number, local time, client,
 user, command, what was done, path. A rollback, undo or redo is one line unless
---records is given. Without PATH: of the current directory.`
+--records is given. Without PATH: of the current directory.
+
+With --follow the last 10, or N, are printed oldest first, and then each change
+as it is made, until Ctrl-C.`
 	c.Example = "cagejournal log -n 20 /mnt/data/src"
 	var p place
 	p.register(c.Flags)
 	limit := c.Flags.UintP("limit", "n", 0, "at most so many (default all)")
 	before := c.Flags.String("before", "", "only those before this @LSN")
+	follow := c.Flags.BoolP("follow", "f", false, "print changes as they are made, oldest first")
 	records := c.Flags.Bool("records", false, "each record of transactions")
 	asJSON := c.Flags.Bool("json", false, "one object a line")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
@@ -33,6 +38,12 @@ user, command, what was done, path. A rollback, undo or redo is one line unless
 			}
 			q.Before = lsn
 		}
+		if *follow && q.Before != 0 {
+			return cli.Usage("--before and --follow exclude each other")
+		}
+		if *follow && !c.Flags.Changed("limit") {
+			*limit = followed
+		}
 		t, err := p.open(ctx, p.optional(args), false)
 		if err != nil {
 			return err
@@ -40,6 +51,9 @@ user, command, what was done, path. A rollback, undo or redo is one line unless
 		defer t.Close(ctx)
 		q.Path = t.path
 		out := newEntryPrinter(std.Out, t, *asJSON)
+		if *follow {
+			return followHistory(ctx, t, q, int(min(*limit, pageEntries)), out)
+		}
 		n, err := printHistory(ctx, t, q, int(*limit), out)
 		if err == nil && n == 0 && q.Before == 0 && t.path != "" {
 			return status.Newf(status.NotFound, "", t.name(t.path), "no change of it in the history")
@@ -47,6 +61,37 @@ user, command, what was done, path. A rollback, undo or redo is one line unless
 		return err
 	}
 	return c
+}
+
+// followed is how many changes from before --follow shows, unless told otherwise.
+const followed = 10
+
+// followHistory prints the last changes that q asks for, and then those that are
+// made, until ctx ends.
+func followHistory(ctx context.Context, h history, q wire.LogReq, last int, out *entryPrinter) error {
+	now, err := h.Moment(ctx, proto.Moment{Kind: proto.MomentNow})
+	if err != nil {
+		return err
+	}
+	if last > 0 {
+		before := q
+		before.Before, before.Limit = now.LSN+1, uint32(last)
+		rep, err := h.Log(ctx, before)
+		if err != nil {
+			return err
+		}
+		for _, e := range slices.Backward(rep.Entries) {
+			if err := out.print(&e); err != nil {
+				return err
+			}
+		}
+	}
+	q.After = now.LSN
+	err = h.Follow(ctx, q, func(e proto.Entry) error { return out.print(&e) })
+	if ctx.Err() != nil {
+		return nil // that is how it ends
+	}
+	return err
 }
 
 // printHistory prints the history that q asks for, at most limit entries (0:

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/journal/replay"
 	"cagefs.dev/cage/journal/vfs"
@@ -69,6 +70,10 @@ func (o *offline) Log(_ context.Context, q wire.LogReq) (wire.LogRep, error) {
 		Path: q.Path, LSN: q.LSN, Before: q.Before, After: q.After, Limit: int(q.Limit), Records: q.Records,
 	})
 	return wire.LogRep{Entries: list.Entries, More: list.More, Oldest: list.Oldest, Upto: list.Upto}, err
+}
+
+func (o *offline) Follow(context.Context, wire.LogReq, func(proto.Entry) error) error {
+	return cli.Usage("--follow needs a server: nothing changes here while the command has the journal")
 }
 
 func (o *offline) Moment(_ context.Context, m proto.Moment) (wire.MomentRep, error) {
@@ -133,7 +138,7 @@ func (o *offline) Change(ctx context.Context, op proto.Op) (proto.Result, error)
 	}
 	o.seq++
 	s := &journal.Submission{
-		Change: &proto.Change{Session: o.session, Seq: o.seq, Acked: o.seq - 1, Ident: ownIdent(), Op: op},
+		Change: &proto.Change{Session: o.session, Seq: o.seq, Acked: o.seq - 1, Ident: cli.OwnIdent("cagejournal"), Op: op},
 		Client: o.client, Trusted: os.Geteuid() == 0,
 	}
 	switch op := op.(type) {

@@ -35,7 +35,7 @@ func dialHistory(ctx context.Context, addr, export string) (*online, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &online{s: s, ident: ownIdent()}, nil
+	return &online{s: s, ident: cli.OwnIdent("cagejournal")}, nil
 }
 
 func (o *online) header(at proto.LSN) wire.ReqHeader { return wire.ReqHeader{At: at, Ident: o.ident} }
@@ -43,6 +43,11 @@ func (o *online) header(at proto.LSN) wire.ReqHeader { return wire.ReqHeader{At:
 func (o *online) Log(ctx context.Context, q wire.LogReq) (wire.LogRep, error) {
 	q.Ident = o.ident
 	return o.s.History(ctx, q)
+}
+
+func (o *online) Follow(ctx context.Context, q wire.LogReq, f func(proto.Entry) error) error {
+	q.Ident = o.ident
+	return o.s.Follow(ctx, q, f)
 }
 
 func (o *online) Moment(ctx context.Context, m proto.Moment) (wire.MomentRep, error) {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os/user"
 	"strconv"
-	"time"
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/remote/proto"
@@ -24,43 +23,9 @@ func newEntryPrinter(w io.Writer, t *target, json bool) *entryPrinter {
 	return &entryPrinter{w: w, t: t, json: json, users: map[uint32]string{}}
 }
 
-// entryJSON is an entry under --json. Paths are below the export.
-type entryJSON struct {
-	LSN     proto.LSN    `json:"lsn"`
-	Time    string       `json:"time"`
-	Kind    string       `json:"kind"`
-	Path    string       `json:"path"`
-	PathB64 []byte       `json:"path_base64,omitempty"` // cli.Exact of the path, and so on
-	NewPath string       `json:"new_path,omitempty"`
-	NewB64  []byte       `json:"new_path_base64,omitempty"`
-	FID     proto.FileID `json:"fid,omitempty"`
-	Client  string       `json:"client,omitempty"`
-	Session string       `json:"session,omitempty"`
-	UID     uint32       `json:"uid"`
-	GID     uint32       `json:"gid"`
-	PID     uint32       `json:"pid,omitempty"`
-	PGID    uint32       `json:"pgid,omitempty"`
-	Command string       `json:"command,omitempty"`
-	Offset  uint64       `json:"offset,omitempty"`
-	Bytes   uint64       `json:"bytes,omitempty"`
-	Txn     proto.LSN    `json:"transaction,omitempty"`
-	Records uint32       `json:"records,omitempty"`
-	Detail  string       `json:"detail,omitempty"`
-	Undone  proto.LSN    `json:"undone_by,omitempty"`
-}
-
 func (p *entryPrinter) print(e *proto.Entry) error {
 	if p.json {
-		j := entryJSON{
-			LSN: e.LSN, Time: jsonTime(e.Time), Kind: e.Kind, FID: e.ID,
-			Path: e.Path, PathB64: cli.Exact(e.Path), NewPath: e.NewPath, NewB64: cli.Exact(e.NewPath),
-			Client: e.Client, UID: e.UID, GID: e.GID, PID: e.PID, PGID: e.PGID, Command: e.Comm,
-			Offset: e.Off, Bytes: e.Bytes, Txn: e.Txn, Records: e.Records, Detail: e.Detail, Undone: e.Undone,
-		}
-		if e.Session != 0 {
-			j.Session = fmt.Sprintf("%016x", uint64(e.Session))
-		}
-		return cli.JSON(p.w, j)
+		return cli.EntryJSON(p.w, e)
 	}
 	_, err := fmt.Fprintf(p.w, "%-8s %s  %-12s %-8s %-12s %-11s %s\n", "@"+strconv.FormatUint(uint64(e.LSN), 10),
 		e.Time.Std().Format("2006-01-02T15:04:05.000"), orDash(e.Client), p.user(e.UID), orDash(cli.Printable(e.Comm)), e.Kind, p.what(e))
@@ -117,9 +82,6 @@ func orDash(s string) string {
 	}
 	return s
 }
-
-// jsonTime is a time for programs: UTC, nanoseconds.
-func jsonTime(t proto.Time) string { return t.Std().UTC().Format(time.RFC3339Nano) }
 
 // stepJSON is a line of a plan under --json.
 type stepJSON struct {

@@ -123,7 +123,7 @@ type attrJSON struct {
 func attrOf(path, target string, a *proto.Attr) attrJSON {
 	return attrJSON{
 		Path: path, PathB64: cli.Exact(path), Type: typeName(a.Type()), Mode: fmt.Sprintf("%04o", a.Mode&proto.ModePerm), Nlink: a.Nlink, UID: a.UID, GID: a.GID,
-		Size: a.Size, Atime: jsonTime(a.Atime), Mtime: jsonTime(a.Mtime), Ctime: jsonTime(a.Ctime),
+		Size: a.Size, Atime: cli.JSONTime(a.Atime), Mtime: cli.JSONTime(a.Mtime), Ctime: cli.JSONTime(a.Ctime),
 		Target: target, TargetB64: cli.Exact(target), FID: a.ID, Change: a.Change,
 	}
 }

@@ -115,21 +115,10 @@ func openMounted(ctx context.Context, arg string) (*target, error) {
 	}
 	point, top := shown(p.Mount, where)
 	return &target{
-		history: h, path: exportPath(where, p.Below), at: where.At, key: where.Addr + "/" + where.Export,
+		history: h, path: where.Path(p.Below), at: where.At, key: where.Addr + "/" + where.Export,
 		name: func(exportPath string) string { return mountedName(point, top, exportPath) },
 		hint: shellQuote(arg),
 	}, nil
-}
-
-// exportPath is the path in the export of a path of a mount's file system.
-func exportPath(where control.Where, below string) string {
-	return clean(path.Join(where.Sub, inSource(below, where.Dir)))
-}
-
-// inSource is a path of a mount's file system as one below the directory dir in
-// its root, where a source is shown.
-func inSource(below, dir string) string {
-	return strings.TrimPrefix(strings.TrimPrefix(below, dir), "/")
 }
 
 // shown is where a mount shows an export, and which path of the export is there:
@@ -139,7 +128,7 @@ func shown(m control.Mount, where control.Where) (point, top string) {
 	if root == "" {
 		return filepath.Join(m.Point, where.Dir), where.Sub
 	}
-	return m.Point, path.Join(where.Sub, inSource(root, where.Dir))
+	return m.Point, where.Path(root)
 }
 
 // mountedName is the path of a file in a mount of top, relative where it is

@@ -82,7 +82,7 @@ func newUsage() *cli.Command {
 				GraveBytes uint64 `json:"grave_bytes"`
 				GraveFiles uint64 `json:"grave_files"`
 				CapBytes   uint64 `json:"cap_bytes"`
-			}{uint64(u.Oldest), jsonTime(u.OldestTime), uint64(u.Newest), u.LogBytes, u.GraveBytes, u.GraveFiles, u.CapBytes})
+			}{uint64(u.Oldest), cli.JSONTime(u.OldestTime), uint64(u.Newest), u.LogBytes, u.GraveBytes, u.GraveFiles, u.CapBytes})
 		}
 		_, err = fmt.Fprintf(std.Out, "history  @%d (%s) to @%d\nlog      %s\ngraves   %s in %d files\nlimit    %s\n",
 			u.Oldest, u.OldestTime, u.Newest, cli.Size(u.LogBytes).Short(), cli.Size(u.GraveBytes).Short(), u.GraveFiles, cli.Size(u.CapBytes).Short())

@@ -31,7 +31,7 @@ func (a *admin) Served() control.Served {
 	for _, s := range a.Status() {
 		count[s.Export]++
 		out.Sessions = append(out.Sessions, control.Session{
-			ID: fmt.Sprintf("%016x", uint64(s.ID)), Export: s.Export, Client: s.Client, Key: s.Key.Name, Fingerprint: string(s.Key.Fingerprint),
+			ID: cli.SessionText(s.ID), Export: s.Export, Client: s.Client, Key: s.Key.Name, Fingerprint: string(s.Key.Fingerprint),
 			ActsAs: s.Key.ActsAs(), ReadOnly: s.ReadOnly, Peer: s.Peer, Since: s.Since, Lost: s.Lost, OpenFiles: s.OpenFiles, Locks: s.Locks, DataConns: s.DataConns,
 		})
 	}

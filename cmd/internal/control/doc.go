@@ -15,6 +15,8 @@
 package control
 
 import (
+	"path"
+	"strings"
 	"time"
 
 	"cagefs.dev/cage/remote/proto"
@@ -30,6 +32,14 @@ type Where struct {
 	Sub    string    `json:"sub"`    // directory of the export that is shown, "" for all of it
 	Dir    string    `json:"dir"`    // name in the mount's root where it is shown, "": it is the root
 	At     proto.LSN `json:"at"`     // the moment that is shown, 0 for now
+
+	Session string `json:"session"` // of the mount, as the history has it
+}
+
+// Path is the path in the export of a path below the root of the mount's file system.
+func (w Where) Path(below string) string {
+	inSource := strings.TrimPrefix(strings.TrimPrefix(below, w.Dir), "/")
+	return strings.TrimPrefix(path.Clean("/"+path.Join(w.Sub, inSource)), "/")
 }
 
 // Status is what `cagefs status` shows. The fields of Source are those of the
