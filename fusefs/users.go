@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"cagefs.dev/cage/remote/status"
 )
@@ -26,20 +27,39 @@ func inUse(point string) error {
 	return status.Newf(status.Busy, "umount", point, "in use by %s%s", strings.Join(users, ", "), more)
 }
 
+// usersWait is how long usersOf looks.
+const usersWait = time.Second
+
 // usersOf names the processes that have a file open or mapped at or below a
 // mountpoint, or their current or root directory there; of other users' processes
 // only root sees that. It looks at nothing but /proc, so that a mount whose server
-// is gone does not delay it.
+// is gone does not delay it. Even /proc waits for a process that is starting a program
+// while it closes a file of a mount that nobody serves: who is not seen then is not named.
 func usersOf(point string) (names []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, p := range procs {
-		if !uses(p, point) {
-			continue
+	found := make(chan string, len(procs))
+	go func() {
+		defer close(found)
+		for _, p := range procs {
+			if uses(p, point) {
+				comm, _ := os.ReadFile(p + "/comm")
+				found <- fmt.Sprintf("%s (%s)", bytes.TrimSpace(comm), filepath.Base(p))
+			}
 		}
-		comm, _ := os.ReadFile(p + "/comm")
-		names = append(names, fmt.Sprintf("%s (%s)", bytes.TrimSpace(comm), filepath.Base(p)))
+	}()
+	enough := time.NewTimer(usersWait)
+	defer enough.Stop()
+	for {
+		select {
+		case name, ok := <-found:
+			if !ok {
+				return names
+			}
+			names = append(names, name)
+		case <-enough.C:
+			return names
+		}
 	}
-	return names
 }
 
 func uses(proc, point string) bool {

@@ -17,37 +17,126 @@ import (
 )
 
 func newUmount() *cli.Command {
-	c := cli.New("umount", "MOUNTPOINT", "deliver what is left and unmount")
+	c := cli.New("umount", "MOUNTPOINT [--force]", "deliver what is left and unmount")
 	c.Long = `Delivers all changes to the server, unmounts, and returns when the mount's
 process is gone. If something cannot be delivered, or the mount is in use, it
-says so and the mount stays. The mount of a process that died is detached.`
+says so and the mount stays. The mount of a process that died is detached.
+
+With --force the mount ends within 15 seconds whatever stands in its way: a
+server that does not answer, a process of the mount that does not, files in use.
+What could not be delivered by then is lost, which it says (exit code 9), and
+programs that use files of the mount get errors.`
 	c.Example = "cagefs umount /mnt/data"
+	force := c.Flags.Bool("force", false, "end the mount although changes are not delivered, which are lost, or files are in use")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
 		if err := c.NArgs(args, 1, 1); err != nil {
 			return err
 		}
-		return umount(ctx, args[0], std)
+		if *force {
+			return forceUmount(ctx, args[0])
+		}
+		return umount(ctx, args[0])
 	}
 	return c
 }
 
-func umount(ctx context.Context, mountpoint string, std cli.Std) error {
+func umount(ctx context.Context, mountpoint string) error {
 	m, err := control.At(mountpoint)
 	if err != nil {
 		return err
 	}
 	c, err := control.Dial(ctx, m)
 	if errors.Is(err, status.Unreachable) && dead(m.Point) {
-		if err := detach(m.Point); err != nil {
-			return err
-		}
-		return status.Newf(status.LostSession, "", mountpoint, "the mount's process had died: detached what was left of it; what it had not delivered is lost")
+		return detachDead(mountpoint, m.Point)
 	}
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	return c.Umount(ctx)
+}
+
+func detachDead(mountpoint, point string) error {
+	if err := detach(point); err != nil {
+		return err
+	}
+	return status.Newf(status.LostSession, "", mountpoint, "the mount's process had died: detached what was left of it; what it had not delivered is lost")
+}
+
+// Steps of forceUmount, and how long each may take: together less than 15 s.
+const (
+	forceOrder  = 5 * time.Second // to deliver and unmount in order
+	forceStatus = time.Second     // to say what is not delivered
+	forceEnd    = 2 * time.Second // to end when told so, twice, and when killed
+)
+
+// forceUmount ends a mount in any case: status.LostSession where something was lost with it.
+func forceUmount(ctx context.Context, mountpoint string) error {
+	m, err := control.At(mountpoint)
+	if err != nil {
+		return err
+	}
+	c, err := control.Dial(ctx, m)
+	if errors.Is(err, status.Unreachable) {
+		return detachDead(mountpoint, m.Point)
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	inOrder, cancel := context.WithTimeout(ctx, forceOrder)
+	defer cancel()
+	if err := c.Umount(inOrder); err == nil || ctx.Err() != nil {
+		return err
+	}
+	owed := owing(ctx, m)
+	if err := end(ctx, c); err != nil {
+		return err
+	}
+	if left, err := control.At(mountpoint); err == nil && left.Dev == m.Dev {
+		if err := detach(m.Point); err != nil {
+			return err
+		}
+	}
+	if owed != "" {
+		return status.Newf(status.LostSession, "", mountpoint, "unmounted by force: %s", owed)
+	}
+	return nil
+}
+
+// owing says what a mount has not delivered, "" if nothing.
+func owing(ctx context.Context, m control.Mount) string {
+	ctx, cancel := context.WithTimeout(ctx, forceStatus)
+	defer cancel()
+	c, err := control.Dial(ctx, m)
+	if err != nil {
+		return "" // it has ended in order meanwhile, or nobody can ask
+	}
+	defer c.Close()
+	switch s, err := c.Status(ctx); {
+	case err != nil:
+		return "its process did not answer; what it had not delivered is lost"
+	case s.Unapplied > 0:
+		return fmt.Sprintf("%d changes with %d bytes of data were not delivered and are lost", s.Unapplied, s.Bytes)
+	}
+	return ""
+}
+
+// end makes a mount's process end: it detaches the mount and says goodbye to its
+// servers when it is told to, does not wait for them when told again, and has no say at last.
+func end(ctx context.Context, c *control.Client) (err error) {
+	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGTERM, unix.SIGKILL} {
+		if err := c.Signal(s); err != nil {
+			return err
+		}
+		brief, cancel := context.WithTimeout(ctx, forceEnd)
+		err = c.Ended(brief)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // deadWait is how long a mount has to say that nobody serves it; the kernel

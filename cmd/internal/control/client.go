@@ -146,6 +146,23 @@ func (c *Client) Umount(ctx context.Context) error {
 		c.in.Scan()
 		return nil
 	}
+	return c.Ended(ctx)
+}
+
+// Signal sends a signal to the mount's process: status.Unsupported if the kernel
+// cannot say for sure which that is.
+func (c *Client) Signal(s unix.Signal) error {
+	if c.fd < 0 {
+		return status.New(status.Unsupported, "signal", fmt.Sprint(c.pid))
+	}
+	if err := unix.PidfdSendSignal(c.fd, s, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return status.Wrap(err, "signal", fmt.Sprint(c.pid))
+	}
+	return nil
+}
+
+// Ended returns when the process has ended, or ctx has.
+func (c *Client) Ended(ctx context.Context) error {
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, 100)
 		switch {
