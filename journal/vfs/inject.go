@@ -35,7 +35,7 @@ func (e *shortWrite) Unwrap() error { return e.error }
 // LoseUnsynced makes datasync, sync of a file, and syncfs fail with err as
 // Linux fails them: what was written since the last sync is marked clean, so
 // that readers see it but no later sync writes it, and a crash brings the old
-// bytes back. It is meant for Mem; on others it is err alone.
+// bytes back. Whoever else has a file open that lost something is told by his next sync of it. It is meant for Mem; on others it is err alone.
 func LoseUnsynced(err error) error { return &lostSync{err} }
 
 type lostSync struct{ error }

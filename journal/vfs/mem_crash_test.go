@@ -410,6 +410,8 @@ func TestInject(t *testing.T) {
 	require.Equal(t, syscall.EIO, fs.SyncFS())
 	delete(fail, "syncfs")
 	require.NoError(t, fs.SyncFS())
+	require.Equal(t, syscall.EIO, f.Datasync(), "the file's own sync tells as well")
+	require.NoError(t, f.Datasync(), "once")
 	crashes(t, m, 20, func(root Dir) {
 		require.Equal(t, strings.Repeat("o", pageSize), contentAt(t, root, "g")[pageSize:])
 	})

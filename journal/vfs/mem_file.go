@@ -19,6 +19,9 @@ type filedata struct {
 	// lost are sectors that a failed sync left marked clean: readers see them,
 	// no sync writes them, until they are written again.
 	lost sectors
+	// failures is how often that happened. Each open file is told of one, once,
+	// at its next sync (Linux's errseq_t).
+	failures uint64
 
 	created, changed uint64 // the txns that made the inode and changed its attributes last
 }
@@ -109,6 +112,7 @@ func (m *Mem) syncDataLocked(id nodeID) {
 
 // lose marks what was not synced as clean, as Linux does when a sync failed.
 func (d *filedata) lose() {
+	d.failures++
 	for i := range d.epochs {
 		d.lost = d.lost.union(d.epochs[i].dirty)
 		d.epochs[i].dirty = nil
@@ -119,13 +123,18 @@ func (d *filedata) lose() {
 type memFile struct {
 	m      *Mem
 	id     nodeID
-	write  bool // set at construction
-	closed bool // guarded by m.mu
+	write  bool   // set at construction
+	closed bool   // guarded by m.mu
+	told   uint64 // of filedata.failures; guarded by m.mu
 }
 
 func (m *Mem) openFileLocked(id nodeID, write bool) *memFile {
 	m.refs[id]++
-	return &memFile{m: m, id: id, write: write}
+	f := &memFile{m: m, id: id, write: write}
+	if d := m.data[id]; d != nil {
+		f.told = d.failures
+	}
+	return f
 }
 
 // lock locks the disk. The caller unlocks, also on errors.
@@ -314,6 +323,10 @@ func (f *memFile) sync(upTo func(*filedata) uint64) error {
 	if err != nil {
 		return err
 	}
+	if f.told != d.failures {
+		f.told = d.failures
+		return syscall.EIO
+	}
 	f.m.settleLocked(upTo(d))
 	f.m.syncDataLocked(f.id)
 	return nil
@@ -323,15 +336,19 @@ func (f *memFile) sync(upTo func(*filedata) uint64) error {
 func (f *memFile) loseUnsynced() {
 	defer f.m.mu.Unlock()
 	if _, err := f.lock(); err == nil {
-		f.m.ownDataLocked(f.id).lose()
+		d := f.m.ownDataLocked(f.id)
+		d.lose()
+		f.told = d.failures
 	}
 }
 
 func (m *Mem) loseUnsynced() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for id := range m.data {
-		m.ownDataLocked(id).lose()
+	for id, d := range m.data {
+		if slices.ContainsFunc(d.epochs, func(e epoch) bool { return len(e.dirty) > 0 }) {
+			m.ownDataLocked(id).lose()
+		}
 	}
 }
 
