@@ -77,23 +77,28 @@ func forceUmount(ctx context.Context, mountpoint string) error {
 		return err
 	}
 	c, err := control.Dial(ctx, m)
-	if errors.Is(err, status.Unreachable) {
+	switch {
+	case errors.Is(err, status.Unreachable) && dead(m.Point):
 		return detachDead(mountpoint, m.Point)
-	}
-	if err != nil {
+	case errors.Is(err, status.Unreachable):
+		if err := detach(m.Point); err != nil {
+			return err
+		}
+		return status.Newf(status.LostSession, "", mountpoint, "detached, but its process cannot be reached, which may not have delivered everything")
+	case err != nil:
 		return err
 	}
 	defer c.Close()
 	inOrder, cancel := context.WithTimeout(ctx, forceOrder)
 	defer cancel()
-	if err := c.Umount(inOrder); err == nil || ctx.Err() != nil {
+	if err := c.Umount(inOrder); err == nil || ctx.Err() != nil || !there(m) {
 		return err
 	}
 	owed := owing(ctx, m)
 	if err := end(ctx, c); err != nil {
 		return err
 	}
-	if left, err := control.At(mountpoint); err == nil && left.Dev == m.Dev {
+	if there(m) {
 		if err := detach(m.Point); err != nil {
 			return err
 		}
@@ -104,20 +109,31 @@ func forceUmount(ctx context.Context, mountpoint string) error {
 	return nil
 }
 
+// there reports whether a mount is still in the tree.
+func there(m control.Mount) bool {
+	now, err := control.At(m.Point)
+	return err == nil && now.Dev == m.Dev
+}
+
 // owing says what a mount has not delivered, "" if nothing.
 func owing(ctx context.Context, m control.Mount) string {
 	ctx, cancel := context.WithTimeout(ctx, forceStatus)
 	defer cancel()
+	var s control.Status
 	c, err := control.Dial(ctx, m)
-	if err != nil {
-		return "" // it has ended in order meanwhile, or nobody can ask
+	if err == nil {
+		defer c.Close()
+		s, err = c.Status(ctx)
 	}
-	defer c.Close()
-	switch s, err := c.Status(ctx); {
+	switch {
 	case err != nil:
 		return "its process did not answer; what it had not delivered is lost"
 	case s.Unapplied > 0:
-		return fmt.Sprintf("%d changes with %d bytes of data were not delivered and are lost", s.Unapplied, s.Bytes)
+		changes := "changes"
+		if s.Unapplied == 1 {
+			changes = "change"
+		}
+		return fmt.Sprintf("lost, as it could not be delivered: %d %s, %d bytes of data", s.Unapplied, changes, s.Bytes)
 	}
 	return ""
 }

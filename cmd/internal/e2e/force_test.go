@@ -25,7 +25,7 @@ func TestForcedUmount(t *testing.T) {
 		text string // of its only line
 	}{
 		{"in use", func(*lab, *proxy, string) {}, 0, ""},
-		{"the server is silent", func(l *lab, p *proxy, m string) { p.freeze() }, 9, "1 changes with 8 bytes of data were not delivered and are lost"},
+		{"the server is silent", func(l *lab, p *proxy, m string) { p.freeze() }, 9, "lost, as it could not be delivered: 1 change, 8 bytes of data"},
 		{"its process is stopped", func(l *lab, p *proxy, m string) { require.NoError(t, unix.Kill(l.mountPID(m), unix.SIGSTOP)) }, 9, "did not answer"},
 		{"its process is dead", func(l *lab, p *proxy, m string) { require.NoError(t, unix.Kill(l.mountPID(m), unix.SIGKILL)) }, 9, "had died"},
 	} {
