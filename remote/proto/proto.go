@@ -6,6 +6,7 @@
 package proto
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
@@ -46,10 +47,37 @@ type Seq uint64
 type SessionID uint64
 
 // Gen is the generation of a lease: which start of the server gave it, and the
-// how many-th of that start. Zero means that the operation needs no lease.
+// how many-th of that start. It grows for ever. Zero is no lease.
 type Gen struct {
 	Boot    uint32
 	Counter uint64
+}
+
+// Compare is negative, zero or positive as g is older than h, h itself, or newer.
+func (g Gen) Compare(h Gen) int {
+	return cmp.Or(cmp.Compare(g.Boot, h.Boot), cmp.Compare(g.Counter, h.Counter))
+}
+
+// LeaseMode says what a lease allows its session to rely on.
+type LeaseMode uint8
+
+// The modes; a greater one includes the smaller.
+const (
+	NoLease    LeaseMode = iota
+	ReadLease            // shared: the file, or the directory with its names, stays as it is
+	WriteLease           // exclusive: nobody else reads or changes it without asking
+)
+
+// Want is a lease, or with NoLease a look without one, at a file.
+type Want struct {
+	ID   FileID
+	Mode LeaseMode
+}
+
+// Lease is what a reply gives of a lease besides the file: zero for none.
+type Lease struct {
+	Gen  Gen
+	Mode LeaseMode
 }
 
 // Time is nanoseconds since the Unix epoch, UTC.

@@ -1,0 +1,275 @@
+// Package lease is the client's half of the leases: what a session may answer
+// from memory, and until when.
+//
+// It promises that nothing is held longer than the server keeps it: the term
+// counts from when the last answered request was sent; a lease that is recalled
+// is not held from then on, and neither is one whose grant arrives after its
+// recall. It is a pure state machine: no clock, no goroutine, no I/O. Its owner
+// guards it with the lock that also guards the operation log, so that a change is
+// logged under a lease or not, and nothing comes between. Times are on a clock
+// that goes on while the machine sleeps. See serverd/lease for the whole protocol.
+package lease
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"cagefs.dev/cage/remote/proto"
+)
+
+// Margin is the part of the term that a client does not use, for clocks that go
+// differently: its 33rd.
+const Margin = 33
+
+// maxRecalls is how many recalls are remembered one by one.
+const maxRecalls = 4096
+
+// Table is all leases of a session.
+type Table struct {
+	term  time.Duration
+	until time.Duration // the leases may be relied on before this
+	held  map[proto.FileID]*held
+
+	// Grants up to recalled[id], and up to floor for the files that are not in
+	// it, were overtaken by their recalls.
+	recalled map[proto.FileID]proto.Gen
+	floor    proto.Gen
+}
+
+type held struct {
+	gen  proto.Gen
+	mode proto.LeaseMode
+	busy int // Use, less Unuse
+	// returning: recalled up to gen, but for to.
+	returning bool
+	to        proto.LeaseMode
+	used      time.Duration // when a change was last logged under it
+}
+
+// New makes a table without leases. term is the server's.
+func New(term time.Duration) *Table {
+	return &Table{term: term, held: make(map[proto.FileID]*held), recalled: make(map[proto.FileID]proto.Gen)}
+}
+
+// Answered says that a request was answered which was sent at that time.
+func (t *Table) Answered(sent time.Duration) { t.until = max(t.until, sent+t.term-t.term/Margin) }
+
+// Until is when the leases end, if nothing more is answered.
+func (t *Table) Until() time.Duration { return t.until }
+
+// Granted notes a lease that came with a reply. It reports whether the lease is
+// held; one that is not was recalled before it came, or is not the newest. back: the
+// server takes it for held nevertheless, and is to be told with a return.
+func (t *Table) Granted(id proto.FileID, l proto.Lease) (ok, back bool) {
+	if l.Mode == proto.NoLease {
+		return false, false
+	}
+	if gen, ok := t.recalled[id]; ok && l.Gen.Compare(gen) <= 0 {
+		return false, false // the recall was answered
+	} else if !ok && l.Gen.Compare(t.floor) <= 0 && t.held[id] == nil {
+		return false, true
+	}
+	h := t.held[id]
+	switch {
+	case h == nil:
+		t.held[id] = &held{gen: l.Gen, mode: l.Mode}
+		return true, false
+	case l.Gen.Compare(h.gen) > 0:
+		h.gen, h.mode, h.returning = l.Gen, l.Mode, false
+		return true, false
+	case h.returning || l.Gen != h.gen:
+		return false, false
+	}
+	return true, false // the same again; if it was made smaller since, it stays smaller
+}
+
+// Holds reports whether a lease is held that includes mode.
+func (t *Table) Holds(id proto.FileID, mode proto.LeaseMode, now time.Duration) bool {
+	h := t.held[id]
+	return h != nil && h.left() >= mode && now < t.until
+}
+
+// left is what of a lease is not being given back.
+func (h *held) left() proto.LeaseMode {
+	if h.returning {
+		return min(h.mode, h.to)
+	}
+	return h.mode
+}
+
+// Gen is the generation of a lease that is held, zero without one.
+func (t *Table) Gen(id proto.FileID, now time.Duration) proto.Gen {
+	if h := t.held[id]; h != nil && h.left() != proto.NoLease && now < t.until {
+		return h.gen
+	}
+	return proto.Gen{}
+}
+
+// Log returns the generation under which a change of a file may be acknowledged
+// before the server has it; ok is false without the write lease.
+func (t *Table) Log(id proto.FileID, now time.Duration) (gen proto.Gen, ok bool) {
+	if !t.Holds(id, proto.WriteLease, now) {
+		return proto.Gen{}, false
+	}
+	h := t.held[id]
+	h.used = now
+	return h.gen, true
+}
+
+// Use keeps a lease that is recalled from being given back before Unuse: a
+// change that was let wait for it is to be made once before. It reports whether
+// the lease is held.
+func (t *Table) Use(id proto.FileID, now time.Duration) bool {
+	h := t.held[id]
+	if h == nil || h.returning || now >= t.until {
+		return false
+	}
+	h.busy++
+	return true
+}
+
+// Unuse takes a Use back; again reports whether a recall waited for it, which is to be
+// handled now.
+func (t *Table) Unuse(id proto.FileID) (r Recall, again bool) {
+	h := t.held[id]
+	if h == nil || h.busy == 0 {
+		return Recall{}, false
+	}
+	if h.busy--; h.busy == 0 && h.returning {
+		return Recall{ID: id, UpTo: h.gen, To: h.to}, true
+	}
+	return Recall{}, false
+}
+
+// Recall is what the server asks back: a lease up to a generation, but for To.
+type Recall struct {
+	ID   proto.FileID
+	UpTo proto.Gen
+	To   proto.LeaseMode
+}
+
+// Recalled takes a recall. From now on the lease is not held, but for To. now
+// reports whether the recall is to be answered at once, that is after the kernel was made to
+// forget; otherwise Unuse says when. It is answered also where nothing is held:
+// the server believes it is.
+func (t *Table) Recalled(r Recall) (now bool) {
+	h := t.held[r.ID]
+	if h == nil || h.gen.Compare(r.UpTo) > 0 {
+		t.remember(r)
+		return true
+	}
+	if h.returning && h.to <= r.To {
+		return h.busy == 0
+	}
+	if h.mode <= r.To {
+		return true
+	}
+	h.returning, h.to = true, r.To
+	t.remember(r)
+	return h.busy == 0
+}
+
+// remember keeps grants from being believed that the recall overtook.
+func (t *Table) remember(r Recall) {
+	if r.To != proto.NoLease {
+		return
+	}
+	if gen, ok := t.recalled[r.ID]; ok && gen.Compare(r.UpTo) >= 0 {
+		return
+	}
+	if len(t.recalled) >= maxRecalls {
+		for _, gen := range t.recalled {
+			if gen.Compare(t.floor) > 0 {
+				t.floor = gen
+			}
+		}
+		clear(t.recalled)
+	}
+	t.recalled[r.ID] = r.UpTo
+}
+
+// Returned says that a recall is answered with the return that is sent now.
+func (t *Table) Returned(r Recall) {
+	h := t.held[r.ID]
+	if h == nil || h.gen.Compare(r.UpTo) > 0 || !h.returning {
+		return
+	}
+	if r.To == proto.NoLease || h.to == proto.NoLease && r.To <= h.to {
+		delete(t.held, r.ID)
+		return
+	}
+	h.mode = min(h.mode, r.To)
+	if h.to == r.To {
+		h.returning = false
+	}
+}
+
+// Idle are the write leases that have not been used for a while: they may be
+// made read leases, so that others need not ask. The caller answers for them as for recalls.
+func (t *Table) Idle(before time.Duration, most int) (out []Recall) {
+	for id, h := range t.held {
+		if len(out) == most {
+			break
+		}
+		if h.mode == proto.WriteLease && !h.returning && h.busy == 0 && h.used < before {
+			out = append(out, Recall{ID: id, UpTo: h.gen, To: proto.ReadLease})
+		}
+	}
+	return out
+}
+
+// Claim is a write lease to go on with after a reconnect.
+type Claim struct {
+	ID  proto.FileID
+	Gen proto.Gen
+}
+
+// Claims are the write leases, at most so many, in order.
+func (t *Table) Claims(most int) (out []Claim) {
+	for _, id := range slices.Sorted(maps.Keys(t.held)) {
+		if h := t.held[id]; h.mode == proto.WriteLease && len(out) < most {
+			out = append(out, Claim{id, h.gen})
+		}
+	}
+	return out
+}
+
+// Resumed takes the answer to a reconnect: of the claims the server does not
+// grant lost, and all other leases up to void are void. It returns what is held no longer.
+func (t *Table) Resumed(claims []Claim, lost []int, void proto.Gen) (gone []proto.FileID) {
+	kept := make(map[proto.FileID]bool, len(claims))
+	for i, c := range claims {
+		kept[c.ID] = !slices.Contains(lost, i)
+	}
+	for _, id := range slices.Sorted(maps.Keys(t.held)) {
+		claimed, ok := kept[id]
+		if ok && !claimed || !ok && t.held[id].gen.Compare(void) <= 0 {
+			delete(t.held, id)
+			gone = append(gone, id)
+		}
+	}
+	if void.Compare(t.floor) > 0 {
+		t.floor = void
+	}
+	return gone
+}
+
+// Drop forgets all leases: the session is a new one.
+func (t *Table) Drop() {
+	clear(t.held)
+	clear(t.recalled)
+	t.until, t.floor = 0, proto.Gen{}
+}
+
+// Count is how many leases there are.
+func (t *Table) Count() (read, write int) {
+	for _, h := range t.held {
+		if h.mode == proto.WriteLease {
+			write++
+		} else {
+			read++
+		}
+	}
+	return read, write
+}

@@ -1,0 +1,124 @@
+package lease
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"cagefs.dev/cage/remote/proto"
+)
+
+const term = 20 * time.Second
+
+func newTable(before map[proto.SessionID]proto.Gen, sessions ...proto.SessionID) *Table {
+	t := New(Options{Boot: 2, Term: term, Limit: 1000, Before: before})
+	for _, s := range sessions {
+		t.Begin(s, nil, 0)
+	}
+	return t
+}
+
+// only returns the actions of one kind.
+func only(k Kind, actions []Action) (out []Action) {
+	for _, a := range actions {
+		if a.Kind == k {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func grant(t *testing.T, tab *Table, s proto.SessionID, id proto.FileID, mode proto.LeaseMode) proto.Gen {
+	l, _ := tab.Grant(s, id, mode, 0)
+	require.Equal(t, mode, l.Mode)
+	return l.Gen
+}
+
+// Everybody may read; who wants to write waits until all the others have given
+// theirs back, and then nobody else is given anything.
+func TestReadersAreRecalledForAWriter(t *testing.T) {
+	tab := newTable(nil, 1, 2, 3)
+	g1, g2 := grant(t, tab, 1, 9, proto.ReadLease), grant(t, tab, 2, 9, proto.ReadLease)
+	w := WaitID{3, 1}
+	out := tab.Wait(w, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0)
+	require.Len(t, only(Recall, out), 2)
+	l, _ := tab.Grant(1, 9, proto.ReadLease, 0)
+	require.Zero(t, l, "a reader that comes again must not starve the writer")
+	require.Empty(t, only(Ready, tab.Return(1, 9, g1, proto.NoLease, 0)))
+	ready := only(Ready, tab.Return(2, 9, g2, proto.NoLease, 0))
+	require.Len(t, ready, 1)
+	require.Equal(t, w, ready[0].Wait)
+	require.Equal(t, Again, tab.Admit(1, proto.Gen{}, []proto.FileID{9}))
+	require.Equal(t, Admitted, tab.Admit(3, ready[0].Gens[0], []proto.FileID{9}))
+}
+
+// What was logged under a lease that somebody else had since is void for ever.
+func TestOldGenerationsAreFenced(t *testing.T) {
+	tab := newTable(nil, 1, 2)
+	old := grant(t, tab, 1, 9, proto.WriteLease)
+	require.Len(t, only(Recall, tab.Wait(WaitID{2, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0)), 1)
+	require.Equal(t, Admitted, tab.Admit(1, old, []proto.FileID{9}), "until the return the log goes on")
+	tab.Done([]proto.FileID{9}, 0)
+	require.Len(t, only(Ready, tab.Return(1, 9, old, proto.NoLease, 0)), 1)
+	require.Equal(t, Void, tab.Admit(1, old, []proto.FileID{9}))
+	gen := only(Recall, tab.Wait(WaitID{1, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0))[0].Gen
+	require.Len(t, only(Ready, tab.Return(2, 9, gen, proto.NoLease, 0)), 1)
+	require.Equal(t, Void, tab.Admit(1, old, []proto.FileID{9}), "having the lease again does not bring it back")
+}
+
+// A silent holder is fenced when its term is over, not before, and nothing is
+// given before that is recorded.
+func TestSilentHolderIsFenced(t *testing.T) {
+	tab := newTable(nil, 1, 2)
+	grant(t, tab, 1, 9, proto.WriteLease)
+	tab.Heard(1, 5*time.Second)
+	tab.Wait(WaitID{2, 1}, []proto.Want{{ID: 9, Mode: proto.ReadLease}}, 6*time.Second)
+	require.Empty(t, only(Fence, tab.Tick(5*time.Second+term-1)))
+	fence := only(Fence, tab.Tick(5*time.Second+term))
+	require.Len(t, fence, 1)
+	require.True(t, tab.Barred(1))
+	require.Len(t, only(Ready, tab.Fenced(1, fence[0].Gen, 26*time.Second)), 1)
+	lost, void, _ := tab.Begin(1, []Claim{{9, fence[0].Gen}}, 27*time.Second)
+	require.Equal(t, []int{0}, lost)
+	require.Equal(t, fence[0].Gen, void)
+}
+
+// In the grace time nobody is given anything; who comes back has what it had,
+// and who does not is fenced.
+func TestGrace(t *testing.T) {
+	tab := newTable(map[proto.SessionID]proto.Gen{1: {}, 2: {Boot: 1, Counter: 7}})
+	tab.Begin(3, nil, 0)
+	require.Empty(t, tab.Wait(WaitID{3, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0))
+	require.Equal(t, Again, tab.Admit(3, proto.Gen{}, []proto.FileID{9}))
+	lost, _, _ := tab.Begin(1, []Claim{{9, proto.Gen{Boot: 1, Counter: 3}}}, time.Second)
+	require.Empty(t, lost)
+	lost, _, out := tab.Begin(2, []Claim{{8, proto.Gen{Boot: 1, Counter: 6}}}, time.Second)
+	require.Equal(t, []int{0}, lost, "it was fenced before the restart")
+	require.Len(t, only(Recall, out), 1, "the grace time is over with the last who was missing")
+	require.Equal(t, Admitted, tab.Admit(1, proto.Gen{Boot: 1, Counter: 4}, []proto.FileID{9}))
+	tab.Done([]proto.FileID{9}, 0)
+	require.Len(t, only(Ready, tab.Return(1, 9, proto.Gen{Boot: 1, Counter: 3}, proto.NoLease, 0)), 1)
+}
+
+// A look at a file that somebody writes waits for his answer and leaves him the lease.
+func TestLook(t *testing.T) {
+	tab := newTable(nil, 1, 2)
+	gen := grant(t, tab, 1, 9, proto.WriteLease)
+	out := tab.Wait(WaitID{2, 1}, []proto.Want{{ID: 9}}, 0)
+	require.Len(t, out, 1)
+	require.Equal(t, Peek, out[0].Kind)
+	require.Empty(t, only(Ready, tab.Peeked(1, 9, out[0].Num-1, 0)))
+	require.Len(t, only(Ready, tab.Peeked(1, 9, out[0].Num, 0)), 1)
+	require.Equal(t, Admitted, tab.Admit(1, gen, []proto.FileID{9}))
+}
+
+// Nothing is given between the admission of a change and its end.
+func TestNoLeaseDuringAChange(t *testing.T) {
+	tab := newTable(nil, 1, 2)
+	require.Equal(t, Admitted, tab.Admit(1, proto.Gen{}, []proto.FileID{9}))
+	l, _ := tab.Grant(2, 9, proto.ReadLease, 0)
+	require.Zero(t, l)
+	require.Empty(t, tab.Wait(WaitID{2, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0))
+	require.Len(t, only(Ready, tab.Done([]proto.FileID{9}, 0)), 1)
+}

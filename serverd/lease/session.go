@@ -1,0 +1,236 @@
+package lease
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"cagefs.dev/cage/remote/proto"
+)
+
+// Heard says that a request of a session came: its term begins anew.
+func (t *Table) Heard(id proto.SessionID, now time.Duration) {
+	if s := t.sessions[id]; s != nil && !s.condemned && !s.fencing {
+		s.heard = max(s.heard, now)
+	}
+}
+
+// Progress says that changes of a session were applied: it gets more time to
+// give back what it is asked for.
+func (t *Table) Progress(id proto.SessionID, now time.Duration) {
+	if s := t.sessions[id]; s != nil {
+		s.progress = now
+	}
+}
+
+// Barred reports whether a session is to have no connection for now: what it
+// has is being taken away.
+func (t *Table) Barred(id proto.SessionID) bool {
+	s := t.sessions[id]
+	return s != nil && (s.condemned || s.fencing)
+}
+
+// Claim is a write lease that a session which comes back says it has.
+type Claim struct {
+	ID  proto.FileID
+	Gen proto.Gen
+}
+
+// Begin says that a session is there, anew or again; it is not Barred. lost are
+// the claims that are not true: what was logged under these leases is refused. void is the generation up to which
+// all other leases of the session are void. A claim from before a restart holds only in the grace time after it.
+func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lost []int, void proto.Gen, out []Action) {
+	s := t.sessions[id]
+	if s == nil {
+		s = &session{id: id, holdings: make(map[proto.FileID]*holding)}
+		t.sessions[id] = s
+	}
+	s.heard = max(s.heard, now)
+	for i, c := range claims {
+		if !t.claim(s, c) {
+			lost = append(lost, i)
+		}
+	}
+	void = s.void
+	if start := (proto.Gen{Boot: t.o.Boot}); void.Compare(start) < 0 {
+		void = start
+	}
+	if t.absent[id] {
+		t.returned(id, now)
+	}
+	for _, h := range s.sorted() { // what was asked of it may have been lost with its connection
+		h.sent = 0
+	}
+	return lost, void, t.take()
+}
+
+// claim is one of Begin's.
+func (t *Table) claim(s *session, c Claim) bool {
+	if h := s.holdings[c.ID]; h != nil && h.mode == proto.WriteLease && c.Gen.Compare(h.first) >= 0 && c.Gen.Compare(h.gen) <= 0 {
+		return true
+	}
+	if !t.absent[s.id] || c.Gen.Boot >= t.o.Boot || c.Gen.Compare(s.void) <= 0 {
+		return false
+	}
+	f := t.file(c.ID)
+	if len(f.holders) > 0 || f.changing > 0 {
+		t.tidy(c.ID)
+		return false
+	}
+	h := &holding{id: c.ID, s: s, mode: proto.WriteLease, gen: c.Gen, first: c.Gen}
+	f.holders[s.id], s.holdings[c.ID] = h, h
+	s.order = append(s.order, given{c.ID, c.Gen})
+	return true
+}
+
+// returned says that a session of before the start is not waited for any more.
+func (t *Table) returned(id proto.SessionID, now time.Duration) {
+	delete(t.absent, id)
+	if !t.Grace() {
+		for _, w := range t.waiting() {
+			t.start(w, now)
+		}
+		for _, w := range t.waiting() {
+			t.finish(w, now)
+		}
+	}
+}
+
+// End says that a session is over and will claim nothing. sure: its client
+// relies on nothing any more; else its leases last as long as its term.
+func (t *Table) End(id proto.SessionID, sure bool, now time.Duration) []Action {
+	s := t.sessions[id]
+	if s == nil {
+		return nil
+	}
+	for _, w := range t.waiting() {
+		if w.id.Session == id {
+			t.cancel(w, now)
+		}
+	}
+	if sure || len(s.holdings) == 0 || now >= s.heard+t.o.Term {
+		t.remove(s, now)
+	} else {
+		s.condemned, s.ended = true, true
+	}
+	return t.take()
+}
+
+// remove forgets a session with all that it has.
+func (t *Table) remove(s *session, now time.Duration) {
+	t.strip(s, now)
+	delete(t.sessions, s.id)
+	if t.absent[s.id] {
+		t.returned(s.id, now)
+	}
+}
+
+// strip takes all leases of a session away.
+func (t *Table) strip(s *session, now time.Duration) {
+	for _, h := range s.sorted() {
+		t.drop(h, now)
+		t.promote(h.id, now)
+	}
+	s.order = nil
+}
+
+// Tick is to be called a few times a second while Busy: it sends again what was
+// not answered, and takes away what nobody gives back.
+func (t *Table) Tick(now time.Duration) []Action {
+	over := t.Grace() && now >= t.o.Now+t.o.Term+t.o.Term/20
+	for _, id := range slices.Sorted(maps.Keys(t.sessions)) {
+		s := t.sessions[id]
+		switch {
+		case s.fencing:
+		case over && t.absent[id]:
+			t.fence(s)
+		case s.ended:
+			if now >= s.heard+t.o.Term {
+				t.remove(s, now)
+			}
+		case s.condemned || s.pressed > 0:
+			t.tickSession(s, now)
+		}
+	}
+	return t.take()
+}
+
+// tickSession is Tick for a session that is asked for something.
+func (t *Table) tickSession(s *session, now time.Duration) {
+	if now >= s.heard+t.o.Term {
+		t.fence(s)
+		return
+	}
+	if s.condemned {
+		return
+	}
+	for _, h := range s.sorted() {
+		if !h.pressed() {
+			continue
+		}
+		if now >= min(h.since+3*t.o.Term, max(h.since, s.progress)+t.o.Term) {
+			s.condemned = true
+			t.do(Action{Kind: Drop, Session: s.id})
+			return
+		}
+		if now >= h.sent+Resend {
+			t.ask(h, now)
+		}
+	}
+}
+
+// fence begins to take away all that a session has.
+func (t *Table) fence(s *session) {
+	s.fencing = true
+	t.do(Action{Kind: Fence, Session: s.id, Gen: proto.Gen{Boot: t.o.Boot, Counter: t.counter}})
+}
+
+// Fenced says that a Fence is recorded, for ever.
+func (t *Table) Fenced(id proto.SessionID, upTo proto.Gen, now time.Duration) []Action {
+	s := t.sessions[id]
+	if s == nil || !s.fencing {
+		return nil
+	}
+	s.fencing, s.condemned, s.void = false, false, upTo
+	t.strip(s, now)
+	if t.absent[id] {
+		t.returned(id, now)
+	}
+	return t.take()
+}
+
+// Busy reports whether time changes anything.
+func (t *Table) Busy() bool {
+	if t.Grace() {
+		return true
+	}
+	for _, s := range t.sessions {
+		if s.pressed > 0 || s.condemned {
+			return true
+		}
+	}
+	return false
+}
+
+// Leases counts what a session has.
+func (t *Table) Leases(id proto.SessionID) (read, write int) {
+	if s := t.sessions[id]; s != nil {
+		for _, h := range s.holdings {
+			if h.mode == proto.WriteLease {
+				write++
+			} else {
+				read++
+			}
+		}
+	}
+	return read, write
+}
+
+// sorted is a session's leases in the order of their files.
+func (s *session) sorted() []*holding {
+	out := make([]*holding, 0, len(s.holdings))
+	for _, id := range slices.Sorted(maps.Keys(s.holdings)) {
+		out = append(out, s.holdings[id])
+	}
+	return out
+}
