@@ -224,7 +224,7 @@ const (
 	checkpointName    = "checkpoint"
 	checkpointTemp    = "checkpoint.new"
 	checkpointMagic   = "CAGECKP\n"
-	checkpointVersion = 3
+	checkpointVersion = 4
 	checkpointHeader  = len(checkpointMagic) + 8
 )
 
@@ -345,7 +345,7 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 	}
 	num(uint64(len(ck.sessions)))
 	for id, s := range ck.sessions {
-		num(uint64(id), uint64(s.client), uint64(s.last), uint64(len(s.results)))
+		num(uint64(id), uint64(s.client), uint64(s.last), bit(s.leased), uint64(s.void.Boot), s.void.Counter, uint64(len(s.results)))
 		str(s.key)
 		for seq, r := range s.results {
 			num(uint64(seq), uint64(r.code), uint64(r.lsn), uint64(r.id), r.n)
@@ -469,6 +469,7 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 		id := proto.SessionID(d.num())
 		s := newSession(uint32(d.num()), "")
 		s.recorded, s.last = true, proto.Seq(d.num())
+		s.leased, s.void = d.num() == 1, proto.Gen{Boot: uint32(d.num()), Counter: d.num()}
 		results := d.count()
 		s.key = d.str()
 		for range results {

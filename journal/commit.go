@@ -50,6 +50,7 @@ type pending struct {
 	n     uint64           // result's N
 	// append: data go to the end of the file, wherever that is.
 	append bool
+	files  []proto.FileID // admitted: see Leases
 }
 
 func (p *pending) last() *record.Record { return p.recs[len(p.recs)-1] }
@@ -200,11 +201,16 @@ func (j *Journal) trySubmit(s *Submission) (*Ticket, error) {
 	if internal(err) {
 		return nil, err
 	}
+	if refused := j.admitLocked(p, err); refused != nil {
+		j.unstage(p.recs)
+		return nil, refused
+	}
 	if err != nil || len(p.recs) == 0 {
 		return j.withoutEffect(p, err), nil
 	}
 	if err := j.appendLocked(p); err != nil {
 		j.unstage(p.recs)
+		j.admittedLocked(p)
 		return nil, err
 	}
 	return p.Ticket, nil
@@ -371,6 +377,9 @@ func (j *Journal) commitBatch() {
 		for _, p := range batch {
 			if failure != nil {
 				p.err = failure
+				j.planMu.Lock()
+				j.admittedLocked(p)
+				j.planMu.Unlock()
 				close(p.done)
 				continue
 			}
@@ -488,7 +497,7 @@ func (j *Journal) tryReplan(p *pending) error {
 		j.busy.drop(r)
 		j.looseCancel(r)
 	}
-	fresh := &pending{Ticket: p.Ticket, sub: p.sub, order: p.order}
+	fresh := &pending{Ticket: p.Ticket, sub: p.sub, order: p.order, files: p.files}
 	j.local.replanning = true
 	err := j.planLocked(fresh)
 	j.local.replanning = false
@@ -522,6 +531,7 @@ func (j *Journal) done(p *pending) {
 	for _, r := range p.recs {
 		j.busy.drop(r)
 	}
+	j.admittedLocked(p)
 	j.lost.applied(p)
 	j.sessionDone(p)
 	j.planMu.Unlock()

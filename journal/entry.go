@@ -385,7 +385,7 @@ var kindNames = map[record.Kind]string{
 	record.SetAttr: "setattr", record.Truncate: "truncate", record.Write: "write", record.Allocate: "allocate", record.Data: "data",
 	record.Synced: "synced", record.Local: "local", record.Adopt: "adopt", record.Result: "result", record.Cancel: "cancel",
 	record.Commit: "commit", record.Label: "label", record.IDs: "ids", record.Boot: "boot", record.Client: "client",
-	record.Session: "session", record.Checkpoint: "checkpoint", record.Gap: "gap", record.Locks: "locks",
+	record.Session: "session", record.Checkpoint: "checkpoint", record.Gap: "gap", record.Locks: "locks", record.Leases: "leases",
 }
 
 func kindName(r *record.Record) string {

@@ -145,7 +145,7 @@ func (r *recovery) readLog() error {
 			return
 		}
 		switch rec.Kind {
-		case record.Adopt, record.Gap, record.Checkpoint, record.Boot, record.IDs, record.Client, record.Session, record.Locks:
+		case record.Adopt, record.Gap, record.Checkpoint, record.Boot, record.IDs, record.Client, record.Session, record.Locks, record.Leases:
 		default:
 			r.report.Replayed++
 		}

@@ -26,6 +26,8 @@ type session struct {
 	client   uint32
 	key      string
 	recorded bool      // the log says that it began
+	leased   bool      // the log says that it may have leases
+	void     proto.Gen // its leases up to this one are void
 	last     proto.Seq // newest operation that has a result, or is on its way to one
 	acked    proto.Seq // results up to this one are dropped
 	results  map[proto.Seq]result
@@ -181,6 +183,11 @@ func (j *Journal) sessionReplay(r *record.Record) {
 		}
 		return
 	case record.Adopt, record.Local:
+		return
+	case record.Leases:
+		if ses := j.sessions[r.Session]; ses != nil {
+			ses.setLeases(r)
+		}
 		return
 	}
 	ses := j.sessions[r.Session]

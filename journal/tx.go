@@ -81,6 +81,12 @@ func (j *Journal) Transact(ctx context.Context, s *Submission, kind, args string
 		j.unstage(tx.recs)
 		return proto.Result{}, err
 	}
+	p := &pending{sub: s, recs: tx.recs}
+	if err := j.admitLocked(p, nil); err != nil {
+		j.unstage(tx.recs)
+		return proto.Result{}, err
+	}
+	defer j.admittedLocked(p)
 	return tx.commit()
 }
 

@@ -123,11 +123,13 @@ type RemoveXattr struct {
 
 // Write puts bytes at an offset, at most MaxIO of them. With Append they go to
 // the end of the file, wherever that is when their turn comes; Off is then where
-// the client takes it to be, and the result's N where it was.
+// the client takes it to be, and the result's N where it was. Mapped bytes were
+// stored through a mapping: they are ordered by msync(2) only, and need no lease.
 type Write struct {
 	ID     FileID
 	Off    uint64
 	Append bool
+	Mapped bool
 	Data   []byte
 }
 

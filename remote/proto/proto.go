@@ -104,6 +104,7 @@ type Attr struct {
 	Ctime  Time
 	Btime  Time
 	Change LSN // number of the last change of this file, also of its entries
+	Lease  Lease // that the reply gives the session with them
 }
 
 // File types in Attr.Mode, as in stat(2).

@@ -105,6 +105,7 @@ func appendOp(b []byte, op proto.Op) []byte {
 		b = appendInt(b, op.ID)
 		b = appendInt(b, op.Off)
 		b = appendFlag(b, op.Append)
+		b = appendFlag(b, op.Mapped)
 		b = appendInt(b, uint64(len(op.Data)))
 	case *proto.Sync:
 		b = appendInt(b, op.ID)
@@ -156,7 +157,7 @@ func (c *Cursor) op(op proto.Op) {
 	case *proto.RemoveXattr:
 		*op = proto.RemoveXattr{ID: c.fid(), Name: c.name()}
 	case *proto.Write:
-		*op = proto.Write{ID: c.fid(), Off: c.uvarint(), Append: c.flag(), Data: c.bytes(proto.MaxIO)}
+		*op = proto.Write{ID: c.fid(), Off: c.uvarint(), Append: c.flag(), Mapped: c.flag(), Data: c.bytes(proto.MaxIO)}
 	case *proto.Sync:
 		*op = proto.Sync{ID: c.fid(), All: c.flag()}
 	case *proto.Label:

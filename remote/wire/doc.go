@@ -2,7 +2,7 @@
 // its bytes and its limits. It is pure: bytes in, bytes out. It owns no
 // connection and no goroutine, and it knows nothing of caches or journals.
 //
-// This text is the specification, version 3.
+// This text is the specification, version 5.
 //
 // # Connections
 //
@@ -36,6 +36,8 @@
 //	version 2   allocate, copy and seek; make without a name and with a umask;
 //	            write with append; N in results
 //	version 3   locks
+//	version 4   history onward from a record
+//	version 5   leases
 //
 // # Frames
 //
@@ -106,6 +108,9 @@
 //	list                       MaxEntries  1024
 //	opens of a hello           MaxOpens    65536
 //	locks of a session         MaxLocks    8192
+//	claims of a hello          MaxClaims   8192
+//	leases wanted at once      MaxWants    1024
+//	leases that a change needs MaxNeeds    16
 //	cut list                   MaxList     1 MiB
 //
 // # Flow

@@ -58,6 +58,9 @@ func fillValue(v reflect.Value, r *rand.Rand) {
 	case proto.MomentKind:
 		v.SetUint(uint64(proto.MomentLabel))
 		return
+	case proto.LeaseMode:
+		v.SetUint(uint64(1 + r.IntN(int(proto.WriteLease))))
+		return
 	case proto.NewFiles:
 		v.SetUint(uint64(proto.NewKeep))
 		return

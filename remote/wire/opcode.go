@@ -41,6 +41,13 @@ const (
 	OpUnlock   Opcode = 34 // LockReq, Empty
 	OpUnwait   Opcode = 35 // UnwaitReq, Empty
 
+	// Leases. They go beside the log, so that no log waits for a lease; what has
+	// to be applied first is named by its number. See serverd/lease.
+	OpAcquire Opcode = 36 // AcquireReq, AcquireRep
+	OpReturn  Opcode = 37 // ReturnReq, Empty
+	OpPeeked  Opcode = 38 // PeekedReq, Empty
+	OpSettled Opcode = 39 // Empty, Empty: of the leases from before a resume nothing is relied on but what the hello's reply left
+
 	// Changing (50–79): ChangeReq, ChangeRep; one for each proto.OpKind, at
 	// OpChange + kind. Main connection only, in the order of the session's log.
 	OpChange Opcode = 50
@@ -53,9 +60,10 @@ const (
 
 	// Pushed by the server on the main connection, unasked, id 0 (100–119).
 	OpChanged  Opcode = 100 // Changed
-	OpRecall   Opcode = 101 // Recall (comes with leases)
+	OpRecall   Opcode = 101 // Recall: comes again until OpReturn
 	OpDrain    Opcode = 102 // Empty: the server is stopping; finish and reconnect
 	OpLockDone Opcode = 103 // LockDone: a wait for a lock is over
+	OpPeek     Opcode = 104 // Peek: comes again until OpPeeked
 )
 
 // Message is the payload of a frame: a pointer to one of this package's structs.
@@ -106,6 +114,11 @@ var Table = map[Opcode]Spec{
 	OpUnlock:   {Name: "unlock", NewRequest: fresh[LockReq], NewReply: fresh[Empty]},
 	OpUnwait:   {Name: "unwait", NewRequest: fresh[UnwaitReq], NewReply: fresh[Empty]},
 
+	OpAcquire: {Name: "acquire", NewRequest: fresh[AcquireReq], NewReply: fresh[AcquireRep]},
+	OpReturn:  {Name: "return", NewRequest: fresh[ReturnReq], NewReply: fresh[Empty]},
+	OpPeeked:  {Name: "peeked", NewRequest: fresh[PeekedReq], NewReply: fresh[Empty]},
+	OpSettled: {Name: "settled", NewRequest: fresh[Empty], NewReply: fresh[Empty]},
+
 	OpChange + Opcode(proto.OpMake):        change[proto.Make]("make"),
 	OpChange + Opcode(proto.OpLink):        change[proto.Link]("link"),
 	OpChange + Opcode(proto.OpRemove):      change[proto.Remove]("remove"),
@@ -130,6 +143,7 @@ var Table = map[Opcode]Spec{
 	OpRecall:   {Name: "recall", NewPush: fresh[Recall]},
 	OpDrain:    {Name: "drain", NewPush: fresh[Empty]},
 	OpLockDone: {Name: "lockdone", NewPush: fresh[LockDone]},
+	OpPeek:     {Name: "peek", NewPush: fresh[Peek]},
 }
 
 // fresh makes an empty message of a type.

@@ -29,22 +29,3 @@ func (m *Changed) Decode(c *Cursor) {
 	m.Names = c.strs(MaxEntries, proto.MaxName)
 	m.Data = c.flag()
 }
-
-// Recall asks for a lease back.
-type Recall struct {
-	ID   proto.FileID
-	Gen  proto.Gen
-	Mode uint8
-}
-
-// Append implements Message.
-func (m *Recall) Append(b []byte) []byte {
-	return appendInt(appendGen(appendInt(b, m.ID), m.Gen), m.Mode)
-}
-
-// Decode implements Message.
-func (m *Recall) Decode(c *Cursor) {
-	m.ID = c.fid()
-	m.Gen = c.gen()
-	m.Mode = c.u8()
-}

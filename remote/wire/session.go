@@ -15,6 +15,8 @@ type HelloReq struct {
 	NextSeq  proto.Seq       // first operation that the client has no result of
 	Opens    []proto.FileID  // resuming: files that are held open (kept or kept as orphans), at most MaxOpens
 	Locks    []Lock          // resuming: what is locked, at most MaxLocks; the server gives the rest up
+	Leases   bool            // replies may give leases, and are asked for back
+	Claims   []Claim         // resuming: the write leases that the session has, at most MaxClaims
 }
 
 // Append implements Message.
@@ -28,7 +30,9 @@ func (m *HelloReq) Append(b []byte) []byte {
 	b = appendInt(b, m.Boot)
 	b = appendInt(b, m.NextSeq)
 	b = appendList(b, m.Opens, appendInt[proto.FileID])
-	return appendList(b, m.Locks, appendLock)
+	b = appendList(b, m.Locks, appendLock)
+	b = appendFlag(b, m.Leases)
+	return appendList(b, m.Claims, appendClaim)
 }
 
 // Decode implements Message.
@@ -43,6 +47,8 @@ func (m *HelloReq) Decode(c *Cursor) {
 	m.NextSeq = c.seq()
 	m.Opens = list(c, c.count(MaxOpens, 1), (*Cursor).fid)
 	m.Locks = list(c, c.count(MaxLocks, lockLeast), (*Cursor).lock)
+	m.Leases = c.flag()
+	m.Claims = list(c, c.count(MaxClaims, claimLeast), (*Cursor).claim)
 }
 
 // HelloRep admits the client.
@@ -56,8 +62,11 @@ type HelloRep struct {
 	DataPorts uint16    // reachable at main port + 1 … + DataPorts
 	Root      proto.Attr
 	ReadOnly  bool
-	Trusted   bool     // the identities of requests count (Ident.UID and so on)
-	LostLocks []uint32 // resuming: the places in the request's list of the locks that the session has lost
+	Trusted   bool      // the identities of requests count (Ident.UID and so on)
+	LostLocks []uint32  // resuming: the places in the request's list of the locks that the session has lost
+	Term      uint32    // of leases, in milliseconds; 0: none are given
+	Lost      []uint32  // resuming: the places of the claims that are not true
+	Void      proto.Gen // resuming: all other leases up to this one are void
 }
 
 // Append implements Message.
@@ -72,7 +81,10 @@ func (m *HelloRep) Append(b []byte) []byte {
 	b = appendAttr(b, &m.Root)
 	b = appendFlag(b, m.ReadOnly)
 	b = appendFlag(b, m.Trusted)
-	return appendList(b, m.LostLocks, appendInt[uint32])
+	b = appendList(b, m.LostLocks, appendInt[uint32])
+	b = appendInt(b, m.Term)
+	b = appendList(b, m.Lost, appendInt[uint32])
+	return appendGen(b, m.Void)
 }
 
 // Decode implements Message.
@@ -88,6 +100,9 @@ func (m *HelloRep) Decode(c *Cursor) {
 	m.ReadOnly = c.flag()
 	m.Trusted = c.flag()
 	m.LostLocks = list(c, c.count(MaxLocks, 1), (*Cursor).u32)
+	m.Term = c.u32()
+	m.Lost = list(c, c.count(MaxClaims, 1), (*Cursor).u32)
+	m.Void = c.gen()
 }
 
 // AttachReq joins a data connection to a session of the same client key.

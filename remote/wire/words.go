@@ -58,11 +58,12 @@ func appendAttr(b []byte, a *proto.Attr) []byte {
 	b = appendTime(b, a.Mtime)
 	b = appendTime(b, a.Ctime)
 	b = appendTime(b, a.Btime)
-	return appendInt(b, a.Change)
+	b = appendInt(b, a.Change)
+	return appendLease(b, a.Lease)
 }
 
 // attrLeast is the bytes that the smallest Attr takes.
-const attrLeast = 13
+const attrLeast = 16
 
 func (c *Cursor) attr() proto.Attr {
 	return proto.Attr{
@@ -79,7 +80,18 @@ func (c *Cursor) attr() proto.Attr {
 		Ctime:  c.time(),
 		Btime:  c.time(),
 		Change: c.lsn(),
+		Lease:  c.lease(),
 	}
+}
+
+func appendLease(b []byte, l proto.Lease) []byte {
+	return appendInt(appendGen(b, l.Gen), uint8(l.Mode))
+}
+
+func (c *Cursor) lease() proto.Lease { return proto.Lease{Gen: c.gen(), Mode: c.leaseMode()} }
+
+func (c *Cursor) leaseMode() proto.LeaseMode {
+	return proto.LeaseMode(c.upTo(uint64(proto.WriteLease)))
 }
 
 func appendDirEntry(b []byte, e *proto.DirEntry) []byte {

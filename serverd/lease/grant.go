@@ -175,6 +175,35 @@ func (t *Table) Done(files []proto.FileID, now time.Duration) []Action {
 	return t.take()
 }
 
+// Force is Admit for a change that nobody is asked about: others' leases are
+// recalled, but the change does not wait for that.
+func (t *Table) Force(id proto.SessionID, files []proto.FileID, now time.Duration) []Action {
+	for _, file := range files {
+		t.file(file).changing++
+	}
+	return t.Revoke(id, files, now)
+}
+
+// Holds reports whether a session has a lease of a file.
+func (t *Table) Holds(id proto.SessionID, file proto.FileID) bool {
+	f := t.files[file]
+	return f != nil && f.holders[id] != nil
+}
+
+// Foreign reports whether others may have acknowledged changes of a file that
+// are not applied: somebody has its write lease, or may come back with it.
+func (t *Table) Foreign(id proto.SessionID, file proto.FileID) bool {
+	f := t.files[file]
+	if f != nil {
+		for other, h := range f.holders {
+			if other != id && h.mode == proto.WriteLease {
+				return true
+			}
+		}
+	}
+	return t.Grace() && !t.Holds(id, file)
+}
+
 // Revoke says that files changed without anybody having been asked: all leases
 // of them but those of one session are recalled.
 func (t *Table) Revoke(but proto.SessionID, files []proto.FileID, now time.Duration) []Action {

@@ -38,7 +38,8 @@ type Claim struct {
 
 // Begin says that a session is there, anew or again; it is not Barred. lost are
 // the claims that are not true: what was logged under these leases is refused. void is the generation up to which
-// all other leases of the session are void. A claim from before a restart holds only in the grace time after it.
+// all other leases of the session are void. A claim from before a restart holds only in the grace time after it,
+// which goes on until Settled.
 func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lost []int, void proto.Gen, out []Action) {
 	s := t.sessions[id]
 	if s == nil {
@@ -55,13 +56,19 @@ func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lo
 	if start := (proto.Gen{Boot: t.o.Boot}); void.Compare(start) < 0 {
 		void = start
 	}
-	if t.absent[id] {
-		t.returned(id, now)
-	}
 	for _, h := range s.sorted() { // what was asked of it may have been lost with its connection
 		h.sent = 0
 	}
 	return lost, void, t.take()
+}
+
+// Settled says that a session relies on nothing from before a restart but what
+// Begin left it: the grace time does not wait for it any more.
+func (t *Table) Settled(id proto.SessionID, now time.Duration) []Action {
+	if t.absent[id] {
+		t.returned(id, now)
+	}
+	return t.take()
 }
 
 // claim is one of Begin's.

@@ -44,8 +44,9 @@ var allowed = map[string][]string{
 	"fusefs":               {"pagecache", "remote", "remote/lockset", "remote/page", "remote/wire"},
 	"pagecache":            {"pagecache/evict", "remote/page"},
 	"pagecache/evict":      {},
-	"remote":               {"remote/auth", "remote/lease", "remote/lockset", "remote/oplog", "remote/page", "remote/wire"},
+	"remote":               {"remote/auth", "remote/boottime", "remote/lease", "remote/lockset", "remote/oplog", "remote/page", "remote/wire"},
 	"remote/auth":          {},
+	"remote/boottime":      {},
 	"remote/hostile":       {"remote/wire"},
 	"remote/lease":         {},
 	"remote/lockset":       {},
@@ -55,7 +56,7 @@ var allowed = map[string][]string{
 	"remote/simnet":        {},
 	"remote/status":        {},
 	"remote/wire":          {"remote/lockset", "remote/page"},
-	"serverd":              {"journal", "journal/replay", "journal/vfs", "remote/auth", "remote/lockset", "remote/page", "remote/wire", "serverd/lease", "serverd/lock", "serverd/watch"},
+	"serverd":              {"journal", "journal/replay", "journal/vfs", "remote/auth", "remote/boottime", "remote/lockset", "remote/page", "remote/wire", "serverd/lease", "serverd/lock", "serverd/watch"},
 	"serverd/lease":        {},
 	"serverd/lock":         {"remote/lockset"},
 	"serverd/watch":        {"journal/vfs"},
@@ -69,7 +70,7 @@ var allowed = map[string][]string{
 
 // bare packages import nothing of Cage at all: they are the words and the
 // leaves that everybody may use without getting more.
-var bare = []string{"cmd/internal/differ", "remote/proto", "remote/status", "remote/page", "remote/lockset", "remote/simnet", "pagecache/evict", "journal/vfs"}
+var bare = []string{"cmd/internal/differ", "remote/proto", "remote/status", "remote/page", "remote/boottime", "remote/lockset", "remote/simnet", "pagecache/evict", "journal/vfs"}
 
 // apart says what must not be linked into a program or package by any way.
 var apart = []struct{ from, to, why string }{

@@ -1,0 +1,153 @@
+package journal
+
+import (
+	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+)
+
+// Leases decides whether a change may be made that others may have leases
+// against. Its methods are called with the lock held that orders all changes,
+// must be quick, and call nothing of the journal.
+type Leases interface {
+	// Admit is called before the change of files gets its place in the log; an
+	// error, which is the change's answer and leaves no result, keeps it from that.
+	// Without one, Done follows when it is applied, or never will be.
+	Admit(s *Submission, files []proto.FileID) error
+	// Refuse is called instead where the change would have no effect, err or nil
+	// being its result, with the files it names. An error takes that one's place.
+	Refuse(s *Submission, files []proto.FileID) error
+	Done(files []proto.FileID)
+}
+
+// SessionLeases says which sessions may have leases, and up to which generation
+// these are void. For the start of the server.
+func (j *Journal) SessionLeases() map[proto.SessionID]proto.Gen {
+	j.planMu.Lock()
+	defer j.planMu.Unlock()
+	out := make(map[proto.SessionID]proto.Gen)
+	for id, ses := range j.sessions {
+		if ses.leased {
+			out[id] = ses.void
+		}
+	}
+	return out
+}
+
+// SetLeases records, durably, that a session may have leases from now on. It
+// blocks for a sync of the log. Errors: status.LostSession, Unsupported for a
+// session of which the log does not know yet.
+func (j *Journal) SetLeases(id proto.SessionID) error {
+	return j.recordLeases(&record.Record{Kind: record.Leases, Session: id, Count: 1})
+}
+
+// VoidLeases records, durably, that a session has no leases any more, and that
+// those up to a generation are void for ever. It blocks for a sync of the log.
+func (j *Journal) VoidLeases(id proto.SessionID, upTo proto.Gen) error {
+	return j.recordLeases(&record.Record{Kind: record.Leases, Session: id, Off: uint64(upTo.Boot), Len: upTo.Counter})
+}
+
+func (j *Journal) recordLeases(r *record.Record) error {
+	j.planMu.Lock()
+	ses := j.sessions[r.Session]
+	err := j.usable()
+	switch {
+	case err != nil:
+	case ses == nil:
+		err = status.New(status.LostSession, "", "")
+	case !ses.recorded:
+		err = status.Unsupported
+	default:
+		if err = j.log.Append(r); err == nil {
+			ses.setLeases(r)
+		}
+	}
+	j.planMu.Unlock()
+	if err != nil {
+		return err
+	}
+	return j.log.Commit()
+}
+
+func (ses *session) setLeases(r *record.Record) {
+	if ses.leased = r.Count == 1; !ses.leased {
+		ses.void = proto.Gen{Boot: uint32(r.Off), Counter: r.Len}
+	}
+}
+
+// touched are the files that records change, the directories of names included,
+// without those that they make.
+func touched(recs []*record.Record) (out []proto.FileID) {
+	made := map[proto.FileID]bool{}
+	for _, r := range recs {
+		if r.Kind == record.Make {
+			made[r.ID] = true
+		}
+	}
+	for _, r := range recs {
+		for _, id := range []proto.FileID{r.ID, r.Dir, r.NewDir, r.Victim} {
+			if id != 0 && !made[id] {
+				made[id] = true // once
+				out = append(out, id)
+			}
+		}
+	}
+	return out
+}
+
+// named are the files that an operation names itself: its answer tells of them
+// also where it changes nothing.
+func named(op proto.Op) []proto.FileID {
+	switch op := op.(type) {
+	case *proto.Make:
+		return []proto.FileID{op.Dir}
+	case *proto.Link:
+		return []proto.FileID{op.ID, op.Dir}
+	case *proto.Remove:
+		return []proto.FileID{op.Dir}
+	case *proto.Rename:
+		return []proto.FileID{op.Dir, op.NewDir}
+	case *proto.SetAttr:
+		return []proto.FileID{op.ID}
+	case *proto.SetXattr:
+		return []proto.FileID{op.ID}
+	case *proto.RemoveXattr:
+		return []proto.FileID{op.ID}
+	case *proto.Write:
+		return []proto.FileID{op.ID}
+	case *proto.Allocate:
+		return []proto.FileID{op.ID}
+	case *proto.Copy:
+		return []proto.FileID{op.ID, op.Src}
+	}
+	return nil
+}
+
+// admitLocked asks whether a planned change may be made, and notes its files.
+// The caller holds planMu.
+func (j *Journal) admitLocked(p *pending, planned error) error {
+	l := j.opts.Leases
+	if l == nil || p.sub.Session == 0 {
+		return nil
+	}
+	if planned != nil || len(p.recs) == 0 {
+		return l.Refuse(p.sub, named(p.sub.Op))
+	}
+	files := touched(p.recs)
+	if len(files) == 0 { // a label
+		return nil
+	}
+	if err := l.Admit(p.sub, files); err != nil {
+		return err
+	}
+	p.files = files
+	return nil
+}
+
+// admittedLocked ends what admitLocked began. The caller holds planMu.
+func (j *Journal) admittedLocked(p *pending) {
+	if p.files != nil {
+		j.opts.Leases.Done(p.files)
+		p.files = nil
+	}
+}
