@@ -87,6 +87,8 @@ func (c *conn) settle(ch *change, o outcome, before <-chan struct{}, after chan<
 		c.reply(ch.head, &wire.ChangeRep{Result: o.res}, c.changes, ch.cost)
 	}
 	<-before
+	c.sess.doneUpTo(ch.req.Seq)
+	c.sess.exp.Leases.progress(c.sess.id)
 }
 
 // await waits for a change; a panic is an answer too.
@@ -142,11 +144,11 @@ func (c *conn) pass(s *journal.Submission, o *outcome) {
 	switch op := s.Op.(type) {
 	case *proto.Rollback:
 		if o.err = mayRewind(&s.Ident); o.err == nil {
-			o.res, o.err = replay.Rollback(c.ctx, j, s, op)
+			o.res, o.err = c.cleared(s, func() (proto.Result, error) { return replay.Rollback(c.ctx, j, s, op) })
 		}
 	case *proto.Undo:
 		if o.err = mayRewind(&s.Ident); o.err == nil {
-			o.res, o.err = replay.Undo(c.ctx, j, s, op)
+			o.res, o.err = c.cleared(s, func() (proto.Result, error) { return replay.Undo(c.ctx, j, s, op) })
 		}
 	case *proto.Sync:
 		// Everything before it is submitted, which is all that its place in the

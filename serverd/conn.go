@@ -76,6 +76,10 @@ type conn struct {
 
 	handlers sync.WaitGroup // requests that read
 
+	// waiting ends with the reader: requests that wait for others are not waited for.
+	waiting  context.Context
+	dontWait context.CancelFunc
+
 	// opening is held for reading by each open from its arrival to its answer,
 	// and taken by a release, so that none overtakes an open that came before it.
 	opening sync.RWMutex
@@ -89,6 +93,7 @@ func newConn(s *Server, raw net.Conn) *conn {
 	}
 	c.log = s.log.With().Str("peer", c.peer).Logger()
 	c.ctx, c.cancel = context.WithCancelCause(s.base)
+	c.waiting, c.dontWait = context.WithCancel(c.ctx)
 	c.out = newOutq(func() { c.abort(errTooSlow) })
 	c.br = bufio.NewReaderSize(idleReader{c}, 64<<10)
 	return c
@@ -119,6 +124,7 @@ func (c *conn) serve() {
 	})
 	submitter.Go(c.changeLoop)
 	err := c.readLoop()
+	c.dontWait()
 	if !orderly(err) {
 		c.abort(err)
 	}
@@ -131,6 +137,7 @@ func (c *conn) serve() {
 	if c.sess != nil && !c.isData {
 		c.sess.exp.Feed.unsubscribe(c.out)
 		c.sess.exp.locks.leave(c.sess.id, c.out)
+		c.sess.exp.Leases.leave(c.sess.id, c.out)
 	}
 	c.out.close()
 	writer.Wait()
@@ -145,7 +152,7 @@ func (c *conn) serve() {
 	}
 	close(c.done)
 	if c.bye.ID != 0 && c.sess != nil {
-		c.srv.end(c.sess, "goodbye")
+		c.srv.end(c.sess, "goodbye", true)
 	}
 }
 
@@ -220,6 +227,12 @@ func (c *conn) writeLoop() error {
 		}
 		for i := range b.locks {
 			buf = wire.AppendFrame(buf, wire.Push(wire.OpLockDone), &b.locks[i])
+		}
+		for i := range b.recalls {
+			buf = wire.AppendFrame(buf, wire.Push(wire.OpRecall), &b.recalls[i])
+		}
+		for i := range b.peeks {
+			buf = wire.AppendFrame(buf, wire.Push(wire.OpPeek), &b.peeks[i])
 		}
 		if b.drain {
 			buf = wire.AppendFrame(buf, wire.Push(wire.OpDrain), &wire.Empty{})

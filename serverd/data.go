@@ -21,6 +21,14 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 		return nil, err
 	}
 	who := c.who(m.Ident)
+	mode := proto.ReadLease
+	if m.Flags&wire.OpenWrite != 0 {
+		mode = proto.WriteLease
+	}
+	l, err := c.lease(m.At, m.ID, mode)
+	if err != nil {
+		return nil, err
+	}
 	a, err := c.at(v, m.At, m.ID, who)
 	if err != nil {
 		return nil, err
@@ -43,6 +51,7 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 		c.exp.Journal.Unhold(m.ID, 1)
 		return nil, err
 	}
+	a.Lease = l
 	return &wire.AttrRep{Attr: a}, nil
 }
 
@@ -65,6 +74,9 @@ func read(c *call, m *wire.ReadReq) (wire.Message, error) {
 	}
 	v, err := c.view(m.At)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.look(m.At, m.ID); err != nil {
 		return nil, err
 	}
 	who := c.who(m.Ident)
@@ -120,6 +132,9 @@ func seek(c *call, m *wire.SeekReq) (wire.Message, error) {
 	}
 	v, err := c.view(m.At)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.look(m.At, m.ID); err != nil {
 		return nil, err
 	}
 	who := c.who(m.Ident)

@@ -48,6 +48,10 @@ var handlers = map[wire.Opcode]handler{
 	wire.OpTestLock:  answerWith(testLock),
 	wire.OpUnlock:    answerWith(unlockFile),
 	wire.OpUnwait:    answerWith(unwait),
+	wire.OpAcquire:   answerWith(acquire),
+	wire.OpReturn:    answerWith(returned),
+	wire.OpPeeked:    answerWith(peeked),
+	wire.OpSettled:   answerWith(settled),
 	wire.OpGetXattr:  answerWith(getXattr),
 	wire.OpListXattr: answerWith(listXattr),
 	wire.OpLog:       answerWith(history),
@@ -94,6 +98,9 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 	}
 	if r, ok := m.(*wire.ChangeReq); ok {
 		return c.enqueue(h, r, int64(len(payload)))
+	}
+	if c.sess != nil {
+		c.sess.exp.Leases.heard(c.sess.id)
 	}
 	switch h.Op {
 	case wire.OpPing:

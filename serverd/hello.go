@@ -168,13 +168,16 @@ func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err erro
 	var sess *session
 	var applied proto.Seq
 	if m.Session != 0 {
+		if exp.Leases.barred(m.Session) {
+			return status.Newf(status.Busy, "resume session", sessionText(m.Session), "its leases are being taken away: try again")
+		}
 		if sess, applied, err = c.srv.takeOver(m.Session, exp, &c.key, m.Client); err != nil {
 			return err
 		}
 	}
 	rep.Resumed = sess != nil
 	if sess == nil {
-		if sess, err = c.srv.create(exp, &c.key, m.Client); err != nil {
+		if sess, err = c.srv.create(exp, &c.key, m.Client, m.Leases); err != nil {
 			return err
 		}
 	}
@@ -190,9 +193,20 @@ func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err erro
 	sess.replaceOpens(m.Opens, c.grant)
 	exp.Journal.Returned(sess.id)
 	rep.LostLocks = c.resumeLocks(m, rep)
+	if m.Leases {
+		rep.Term = uint32(exp.Leases.term.Milliseconds())
+	}
+	if rep.Lost, rep.Void, err = exp.Leases.enter(sess.id, m.Leases, c.out, m.Claims); err != nil {
+		exp.Feed.unsubscribe(c.out)
+		exp.locks.leave(sess.id, c.out)
+		return err
+	}
+	sess.leases = m.Leases
+	sess.resumed(applied)
 	if rep.Root, err = exp.Journal.Attr(proto.RootID); err != nil {
 		exp.Feed.unsubscribe(c.out)
 		exp.locks.leave(sess.id, c.out)
+		exp.Leases.leave(sess.id, c.out)
 		return err
 	}
 	sess.setMain(c)
@@ -225,6 +239,7 @@ func (c *conn) retreat() {
 	if !c.isData {
 		c.sess.exp.Feed.unsubscribe(c.out)
 		c.sess.exp.locks.leave(c.sess.id, c.out)
+		c.sess.exp.Leases.leave(c.sess.id, c.out)
 	}
 	c.sess.leave(c)
 }

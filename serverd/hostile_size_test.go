@@ -121,7 +121,7 @@ func TestHugeDirectoryAndFullTables(t *testing.T) {
 	g.ended(1)
 	for _, sess := range g.sessionList() {
 		if sess.key.Name == "foe" {
-			g.end(sess, "test")
+			g.end(sess, "test", false)
 		}
 	}
 	grown, may = heap()-before, int64(n*entryBytes+tableBytes) // the past state stays for the next who asks

@@ -17,15 +17,35 @@ func lookup(c *call, m *wire.LookupReq) (wire.Message, error) {
 		return nil, err
 	}
 	who := c.who(m.Ident)
+	if err := c.look(m.At, m.Dir); err != nil {
+		return nil, err
+	}
 	dir, err := c.at(v, m.At, m.Dir, who)
 	if err != nil {
 		return nil, err
 	}
-	a, err := c.step(v, m.At, &dir, m.Name, who)
-	if err != nil {
-		return nil, err
+	for range readTries {
+		a, err := c.step(v, m.At, &dir, m.Name, who)
+		if err != nil {
+			return nil, err
+		}
+		l, err := c.lease(m.At, a.ID, proto.ReadLease)
+		if err != nil {
+			return nil, err
+		}
+		if m.At != 0 {
+			return &wire.AttrRep{Attr: a}, nil
+		}
+		again, err := c.step(v, m.At, &dir, m.Name, who) // after the lease
+		if err != nil {
+			return nil, err
+		}
+		if again.ID == a.ID {
+			again.Lease = l
+			return &wire.AttrRep{Attr: again}, nil
+		}
 	}
-	return &wire.AttrRep{Attr: a}, nil
+	return nil, status.Newf(status.Again, "lookup", m.Name, "the name is being changed again and again")
 }
 
 // step looks a name up in a directory that the identity may search.
@@ -67,8 +87,19 @@ func resolve(c *call, m *wire.ResolveReq) (wire.Message, error) {
 		if err := c.ctx.Err(); err != nil {
 			return nil, err
 		}
+		if err := c.look(m.At, a.ID); err != nil {
+			return nil, err
+		}
 		if a, err = c.step(v, m.At, &a, name, who); err != nil {
 			return nil, status.Wrap(err, "resolve", m.Path)
+		}
+	}
+	if err := c.look(m.At, a.ID); err != nil {
+		return nil, err
+	}
+	if m.At == 0 {
+		if a, err = v.Attr(a.ID); err != nil {
+			return nil, err
 		}
 	}
 	return &wire.AttrRep{Attr: a}, nil
@@ -79,10 +110,15 @@ func getAttr(c *call, m *wire.IDReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
+	l, err := c.lease(m.At, m.ID, proto.ReadLease)
+	if err != nil {
+		return nil, err
+	}
 	a, err := c.at(v, m.At, m.ID, c.who(m.Ident))
 	if err != nil {
 		return nil, err
 	}
+	a.Lease = l
 	return &wire.AttrRep{Attr: a}, nil
 }
 
@@ -109,6 +145,10 @@ func readDir(c *call, m *wire.ReadDirReq) (wire.Message, error) {
 		return nil, err
 	}
 	who := c.who(m.Ident)
+	if err := c.look(m.At, m.ID); err != nil {
+		return nil, err
+	}
+	changed := c.exp.Leases.changed()
 	dir, err := c.at(v, m.At, m.ID, who)
 	if err != nil {
 		return nil, err
@@ -131,6 +171,9 @@ func readDir(c *call, m *wire.ReadDirReq) (wire.Message, error) {
 	})
 	if err != nil {
 		return nil, err
+	}
+	if plus {
+		c.leaseEntries(v, m.At, rep.Entries, changed)
 	}
 	rep.Parent, err = parentOf(v, m.ID)
 	return rep, err

@@ -54,10 +54,14 @@ func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	feed := NewFeed()
+	feed, leases := NewFeed(), NewLeases()
 	log = log.With().Str("export", s.Name).Logger()
 	local := watchLocal(s.Dir, s.WatchMemory, log)
-	o.HistoryCap, o.TableCache, o.Log, o.Changed = s.HistoryCap, s.TableCache, log, feed.Publish
+	o.HistoryCap, o.TableCache, o.Log, o.Changed = s.HistoryCap, s.TableCache, log, func(a journal.Applied) {
+		leases.Changed(a)
+		feed.Publish(a)
+	}
+	o.Leases = leases
 	o.Told, o.Sure, o.Mount = local.complete, local.sure(), vfs.MountRun(s.Dir)
 	j, report, err := journal.Open(ctx, o)
 	if err != nil {
@@ -68,7 +72,7 @@ func (x *Exports) open(ctx context.Context, s Spec, log zerolog.Logger) error {
 	local.begin(j)
 	x.close = append(x.close, closeDisk)
 	x.Reports = append(x.Reports, report)
-	x.List = append(x.List, Export{Name: s.Name, Dir: s.Dir, ReadOnly: s.ReadOnly, Journal: j, Feed: feed, Local: local})
+	x.List = append(x.List, Export{Name: s.Name, Dir: s.Dir, ReadOnly: s.ReadOnly, Journal: j, Feed: feed, Leases: leases, Local: local})
 	return nil
 }
 

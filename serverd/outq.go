@@ -21,6 +21,8 @@ type outq struct {
 	mu      sync.Mutex
 	answers []answer                       // guarded by mu
 	locks   []wire.LockDone                // guarded by mu; no more than the session has waits
+	recalls map[proto.FileID]wire.Recall   // guarded by mu; no more than the session has leases
+	peeks   map[proto.FileID]uint64        // guarded by mu; likewise
 	pushes  map[proto.FileID]*wire.Changed // guarded by mu
 	order   []proto.FileID                 // guarded by mu; the keys of pushes, oldest first
 	drain   bool                           // guarded by mu; tell that the server stops
@@ -45,12 +47,15 @@ func (a *answer) leave() {
 type batch struct {
 	pushes  []wire.Changed
 	locks   []wire.LockDone
+	recalls []wire.Recall
+	peeks   []wire.Peek
 	answers []answer
 	drain   bool
 }
 
 func newOutq(overflow func()) *outq {
-	return &outq{overflow: overflow, wake: make(chan struct{}, 1), pushes: make(map[proto.FileID]*wire.Changed)}
+	return &outq{overflow: overflow, wake: make(chan struct{}, 1), pushes: make(map[proto.FileID]*wire.Changed),
+		recalls: make(map[proto.FileID]wire.Recall), peeks: make(map[proto.FileID]uint64)}
 }
 
 // answer queues a frame. It does not block.
@@ -90,6 +95,26 @@ func (q *outq) lockDone(d wire.LockDone) {
 	q.mu.Lock()
 	if !q.closed {
 		q.locks = append(q.locks, d)
+	}
+	q.mu.Unlock()
+	q.signal()
+}
+
+// recall queues a recall, in the place of an older one of the same file. It does not block.
+func (q *outq) recall(r wire.Recall) {
+	q.mu.Lock()
+	if !q.closed {
+		q.recalls[r.ID] = r
+	}
+	q.mu.Unlock()
+	q.signal()
+}
+
+// peek queues a look. It does not block.
+func (q *outq) peek(p wire.Peek) {
+	q.mu.Lock()
+	if !q.closed {
+		q.peeks[p.ID] = max(q.peeks[p.ID], p.Num)
 	}
 	q.mu.Unlock()
 	q.signal()
@@ -141,11 +166,19 @@ func (q *outq) tryTake() (b batch, more bool) {
 	for _, id := range q.order {
 		b.pushes = append(b.pushes, *q.pushes[id])
 	}
+	for _, r := range q.recalls {
+		b.recalls = append(b.recalls, r)
+	}
+	for id, num := range q.peeks {
+		b.peeks = append(b.peeks, wire.Peek{ID: id, Num: num})
+	}
+	clear(q.recalls)
+	clear(q.peeks)
 	clear(q.pushes)
 	q.order = q.order[:0]
 	return b, !q.closed
 }
 
 func (b *batch) empty() bool {
-	return len(b.pushes) == 0 && len(b.locks) == 0 && len(b.answers) == 0 && !b.drain
+	return len(b.pushes) == 0 && len(b.locks) == 0 && len(b.recalls) == 0 && len(b.peeks) == 0 && len(b.answers) == 0 && !b.drain
 }

@@ -34,6 +34,7 @@ type Options struct {
 	Grace     time.Duration // a session without connection keeps its open files; 10 min
 	Locks     time.Duration // a session without connection keeps its locks; 30 s
 	Forget    time.Duration // a session without connection is closed; 24 h
+	Term      time.Duration // of leases: who is silent for that long loses what others want; 20 s
 	Drain     time.Duration // what was received is answered, when the server stops; 15 s
 }
 
@@ -46,7 +47,8 @@ type Export struct {
 	ReadOnly bool
 	Journal  *journal.Journal
 	Feed     *Feed
-	Local    *Local // nil: nobody watches
+	Leases   *Leases // the journal's Options.Leases; nil: those of nobody else
+	Local    *Local  // nil: nobody watches
 }
 
 // export is an Export being served.
@@ -109,6 +111,7 @@ func Listen(o Options) (*Server, error) {
 	setDefault(&o.Grace, 10*time.Minute)
 	setDefault(&o.Locks, 30*time.Second)
 	setDefault(&o.Forget, 24*time.Hour)
+	setDefault(&o.Term, 20*time.Second)
 	setDefault(&o.Drain, 15*time.Second)
 	s := &Server{
 		o: o, log: o.Log, rare: o.Log.Sample(&zerolog.BurstSampler{Burst: 20, Period: time.Second}), tls: o.State.TLS(), lns: lns,
@@ -127,6 +130,10 @@ func Listen(o Options) (*Server, error) {
 		if e.Feed == nil {
 			e.Feed = NewFeed()
 		}
+		if e.Leases == nil {
+			e.Leases = NewLeases()
+		}
+		e.Leases.begin(e.Journal, o.Term, s.hangUp, o.Log.With().Str("export", e.Name).Logger())
 		s.exports[e.Name] = &export{Export: e, locks: newLocks(e.Journal, s.began.Add(o.Locks))}
 	}
 	return s, nil
@@ -156,6 +163,9 @@ func (s *Server) Serve(ctx context.Context) error {
 		})
 	}
 	s.running.Go(func() { s.keepHouse(ctx) })
+	for _, e := range s.exports {
+		s.running.Go(func() { e.Leases.run(ctx) })
+	}
 	<-ctx.Done()
 	s.drain()
 	err := context.Cause(ctx)
@@ -353,6 +363,20 @@ func (s *Server) connections() []*conn {
 	}
 	return out
 }
+
+// hangUp ends the connection of a session. It does not block.
+func (s *Server) hangUp(id proto.SessionID) {
+	go func() { // the caller has a lock that comes after Server.mu
+		if sess := s.lookupSession(id); sess != nil {
+			if c := sess.current(); c != nil {
+				c.abort(errSilent)
+			}
+		}
+	}()
+}
+
+// errSilent is why a connection ends whose client answers no recall.
+var errSilent = status.Newf(status.Timeout, "", "", "it does not give back its leases")
 
 // keepHouse looks now and then for what time alone brings about: sessions that
 // nobody came back to, and keys that are no longer admitted.

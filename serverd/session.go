@@ -1,6 +1,7 @@
 package serverd
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type session struct {
 	name   string    // of the client, in the journal
 	client uint32    // its number in the journal's dictionary
 	since  time.Time // in this run of the server
+	leases bool      // its replies give leases; set while attach is held
 
 	// attach is held while the session is taken over by a connection, loses its
 	// files or ends. See the lock order.
@@ -38,6 +40,8 @@ type session struct {
 	lost  time.Time                  // guarded by mu; since when there is no connection
 	known bool                       // guarded by mu; had a connection in this run of the server
 	ended bool                       // guarded by mu; closed in the journal, for nobody to resume
+	done  proto.Seq                  // guarded by mu; its operations up to this one are answered
+	later chan struct{}              // guarded by mu; closed and replaced when done grows
 }
 
 // openFile is a file that the session has open.
@@ -50,7 +54,38 @@ type openFile struct {
 func newSession(id proto.SessionID, exp *export, key *auth.ClientKey, name string, client uint32) *session {
 	return &session{
 		id: id, exp: exp, key: key, name: name, client: client, since: time.Now(),
-		data: make(map[*conn]struct{}), opens: make(map[proto.FileID]*openFile),
+		data: make(map[*conn]struct{}), opens: make(map[proto.FileID]*openFile), later: make(chan struct{}),
+	}
+}
+
+// resumed says that the operations up to a number are done since before the connection.
+func (s *session) resumed(applied proto.Seq) { s.doneUpTo(applied) }
+
+// doneUpTo says that the session's operations up to a number are answered.
+func (s *session) doneUpTo(seq proto.Seq) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if seq > s.done {
+		s.done = seq
+		close(s.later)
+		s.later = make(chan struct{})
+	}
+}
+
+// awaitDone returns when the session's operations up to a number are answered.
+func (s *session) awaitDone(ctx context.Context, seq proto.Seq) error {
+	for {
+		s.mu.Lock()
+		done, later := s.done >= seq, s.later
+		s.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-later:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 

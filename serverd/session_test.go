@@ -36,10 +36,10 @@ func serveDir(t *testing.T, dir string, o Options) (r *rig, stop func()) {
 // serveDisk serves a disk in memory, which is quicker.
 func serveDisk(t *testing.T, disk vfs.FS, o Options) (r *rig, stop func()) {
 	t.Helper()
-	feed := NewFeed()
-	j, _, err := journal.Open(t.Context(), journal.Options{FS: disk, SegmentSize: 1 << 20, Log: zerolog.Nop(), Changed: feed.Publish})
+	feed, leases := NewFeed(), NewLeases()
+	j, _, err := journal.Open(t.Context(), journal.Options{FS: disk, SegmentSize: 1 << 20, Log: zerolog.Nop(), Changed: feed.Publish, Leases: leases})
 	require.NoError(t, err)
-	o.Exports = []Export{{Name: "x", Journal: j, Feed: feed}}
+	o.Exports = []Export{{Name: "x", Journal: j, Feed: feed, Leases: leases}}
 	r = start(t, o)
 	stop = func() {
 		r.halt()

@@ -38,7 +38,7 @@ func (s *Server) takeOver(id proto.SessionID, exp *export, key *auth.ClientKey, 
 	}
 	sess.attach.Unlock()
 	if status.Of(err) == status.LostSession {
-		s.end(sess, "the journal has lost it")
+		s.end(sess, "the journal has lost it", false)
 		return nil, 0, nil
 	}
 	return nil, 0, err
@@ -67,11 +67,15 @@ func (s *Server) find(id proto.SessionID, exp *export, key *auth.ClientKey, said
 	return s.addSession(newSession(id, exp, key, name, client))
 }
 
-// create opens a new session, with attach held.
-func (s *Server) create(exp *export, key *auth.ClientKey, said string) (*session, error) {
+// create opens a new session, with attach held. One with leases is always recorded.
+func (s *Server) create(exp *export, key *auth.ClientKey, said string, leases bool) (*session, error) {
 	name, client, err := s.clientOf(exp.Journal, key, said)
 	if err != nil {
 		return nil, err
+	}
+	record := s.mayRecord(key.Fingerprint, time.Now())
+	if leases && !record {
+		return nil, status.Newf(status.Busy, "open session", "", "too many sessions of the client within a minute: try again")
 	}
 	sess, err := s.addSession(newSession(newSessionID(), exp, key, name, client))
 	if err != nil {
@@ -79,7 +83,7 @@ func (s *Server) create(exp *export, key *auth.ClientKey, said string) (*session
 	}
 	sess.attach.Lock()
 	open := exp.Journal.OpenBriefSession
-	if s.mayRecord(key.Fingerprint, time.Now()) {
+	if record {
 		open = exp.Journal.OpenSession
 	}
 	if err := open(sess.id, client, string(key.Fingerprint)); err != nil {
@@ -127,7 +131,7 @@ func (s *Server) addSession(sess *session) (*session, error) {
 		if oldest == nil {
 			return nil, status.Newf(status.Busy, "open session", "", "the client has %d sessions already, or all clients together %d", maxClientSessions, maxSessions)
 		}
-		s.end(oldest, "too many sessions")
+		s.end(oldest, "too many sessions", false)
 	}
 }
 
@@ -166,8 +170,9 @@ func longestIdle(list iter.Seq[*session]) (oldest *session) {
 	return oldest
 }
 
-// end closes a session for good, unless a connection has taken it over.
-func (s *Server) end(sess *session, why string) {
+// end closes a session for good, unless a connection has taken it over. sure: its
+// client relies on nothing any more.
+func (s *Server) end(sess *session, why string, sure bool) {
 	sess.attach.Lock()
 	defer sess.attach.Unlock()
 	if sess.current() != nil || sess.isEnded() {
@@ -176,6 +181,7 @@ func (s *Server) end(sess *session, why string) {
 	sess.markEnded()
 	sess.dropOpens()
 	sess.exp.locks.end(sess.id)
+	sess.exp.Leases.end(sess.id, sure)
 	err := sess.exp.Journal.CloseSession(sess.id)
 	s.removeSession(sess)
 	s.log.Info().Str("session", sessionText(sess.id)).Str("export", sess.exp.Name).Str("client", sess.name).
@@ -191,7 +197,7 @@ func (s *Server) expel(sess *session, why error) bool {
 	if sess.isEnded() {
 		return false
 	}
-	s.end(sess, why.Error())
+	s.end(sess, why.Error(), false)
 	return true
 }
 
@@ -201,7 +207,7 @@ func (s *Server) tidySessions() {
 	for _, sess := range s.sessionList() {
 		switch idle := sess.idle(); {
 		case idle >= s.o.Forget:
-			s.end(sess, "nobody came back")
+			s.end(sess, "nobody came back", false)
 		case idle >= s.o.Grace:
 			s.disarm(sess)
 		case idle >= s.o.Locks:
@@ -221,7 +227,7 @@ func (s *Server) tidyJournals() {
 			// Whoever comes back meanwhile finds a session that is not his.
 			mine := newSession(id, exp, &auth.ClientKey{}, "", 0)
 			if there, _ := s.tryAdd(mine); there == mine {
-				s.end(mine, "nobody came back since the server started")
+				s.end(mine, "nobody came back since the server started", false)
 			}
 		}
 	}

@@ -159,7 +159,7 @@ func TestDecodeSkeletonRefuses(t *testing.T) {
 		"nothing":           "",
 		"tag 0":             "0000",
 		"unknown tag":       "0101 31 01",
-		"unknown kind":      "01 1c",
+		"unknown kind":      "01 1d",
 		"no kind":           "0201",
 		"twice":             "0101 0101",
 		"descending":        "0101 0501 0401",

@@ -1,0 +1,141 @@
+package serverd
+
+import (
+	"errors"
+
+	"cagefs.dev/cage/journal"
+	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
+)
+
+// Requests about leases, and what leases mean for requests that read.
+
+// acquire waits for leases. Looks may be asked for by everybody, the rest by who
+// may change something or is given leases anyway.
+func acquire(c *call, m *wire.AcquireReq) (wire.Message, error) {
+	for _, w := range m.Wants {
+		switch {
+		case w.ID == 0 || w.ID > proto.MaxFileID:
+			return nil, status.Invalid
+		case w.Mode == proto.WriteLease && c.readOnly():
+			return nil, status.ReadOnly
+		case w.Mode == proto.ReadLease && !c.sess.leases:
+			return nil, status.Invalid
+		}
+	}
+	gens, err := c.exp.Leases.wait(c.c.waiting, c.sess.id, m.Wants)
+	if err != nil {
+		return nil, c.notHere(err)
+	}
+	return &wire.AcquireRep{Gens: gens}, nil
+}
+
+// returned takes a lease back when all that was acknowledged under it is applied.
+func returned(c *call, m *wire.ReturnReq) (wire.Message, error) {
+	if err := c.sess.awaitDone(c.c.waiting, m.Seq); err != nil {
+		return nil, c.notHere(err)
+	}
+	c.exp.Leases.back(c.sess.id, m)
+	return &wire.Empty{}, nil
+}
+
+// peeked lets those read who look, when all that was acknowledged is applied.
+func peeked(c *call, m *wire.PeekedReq) (wire.Message, error) {
+	if err := c.sess.awaitDone(c.c.waiting, m.Seq); err != nil {
+		return nil, c.notHere(err)
+	}
+	c.exp.Leases.peeked(c.sess.id, m)
+	return &wire.Empty{}, nil
+}
+
+func settled(c *call, _ *wire.Empty) (wire.Message, error) {
+	c.exp.Leases.settled(c.sess.id)
+	return &wire.Empty{}, nil
+}
+
+// look returns when the present state of files is all that anybody may know of them.
+func (c *call) look(at proto.LSN, files ...proto.FileID) error {
+	if at != 0 {
+		return nil
+	}
+	return c.notHere(c.exp.Leases.look(c.c.waiting, c.sess.id, files...))
+}
+
+// notHere makes the error of a wait that ended with the connection's reader one
+// which says that the request is for the next connection.
+func (c *call) notHere(err error) error {
+	if err != nil && c.c.waiting.Err() != nil {
+		return status.Draining
+	}
+	return err
+}
+
+// lease gives the session what it may have of a file, of which it is told in the
+// answer. What it is told is to be read afterwards. Without a lease it is true in this moment.
+func (c *call) lease(at proto.LSN, id proto.FileID, mode proto.LeaseMode) (proto.Lease, error) {
+	if at != 0 || !c.sess.leases {
+		return proto.Lease{}, c.look(at, id)
+	}
+	given, foreign := c.exp.Leases.grant(c.sess.id, id, mode)
+	if !foreign {
+		return given, nil
+	}
+	return proto.Lease{}, c.look(at, id)
+}
+
+// leaseEntries gives the session leases of the files in a part of a listing that
+// was read when changes had begun and ended so often. Attributes that may be
+// older than the lease, or than what others have acknowledged, are left out.
+func (c *call) leaseEntries(v view, at proto.LSN, entries []proto.DirEntry, changed uint64) {
+	if at != 0 {
+		return
+	}
+	for i := range entries {
+		a := &entries[i].Attr
+		if a.ID == 0 || a.Nlink == 0 {
+			continue
+		}
+		var foreign bool
+		if c.sess.leases {
+			a.Lease, foreign = c.exp.Leases.grant(c.sess.id, a.ID, proto.ReadLease)
+		} else {
+			foreign = c.exp.Leases.foreign(c.sess.id, a.ID)
+		}
+		if foreign {
+			*a = proto.Attr{ID: a.ID, Mode: a.Mode & proto.ModeType}
+		}
+	}
+	if c.exp.Leases.changed() == changed {
+		return
+	}
+	for i := range entries {
+		if a := &entries[i].Attr; a.Lease.Mode != proto.NoLease {
+			fresh, err := v.Attr(a.ID)
+			if err != nil {
+				fresh = proto.Attr{ID: a.ID, Mode: a.Mode & proto.ModeType}
+			}
+			fresh.Lease = a.Lease
+			*a = fresh
+		}
+	}
+}
+
+// cleared calls f, which makes a transaction, until no lease is in its way: it is
+// not acknowledged before, so that its session's log need not wait for others.
+func (c *conn) cleared(s *journal.Submission, f func() (proto.Result, error)) (proto.Result, error) {
+	for {
+		res, err := f()
+		var need *wire.NeedLeases
+		if !errors.As(err, &need) {
+			return res, err
+		}
+		wants := make([]proto.Want, len(need.IDs))
+		for i, id := range need.IDs {
+			wants[i] = proto.Want{ID: id, Mode: proto.WriteLease}
+		}
+		if _, err := c.sess.exp.Leases.wait(c.waiting, s.Session, wants); err != nil {
+			return proto.Result{}, err
+		}
+	}
+}
