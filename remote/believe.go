@@ -90,8 +90,8 @@ func believeOutcome(op proto.Op, r *proto.Result) error {
 	return nil
 }
 
-// believeHello checks what a session begins with, or goes on with that has so many locks.
-func (o *Options) believeHello(rep *wire.HelloRep, locks int) error {
+// believeHello checks what a session begins with, or goes on with that has so many locks and claims.
+func (o *Options) believeHello(rep *wire.HelloRep, locks, claims int) error {
 	if o.Export == "" {
 		return nil
 	}
@@ -104,6 +104,11 @@ func (o *Options) believeHello(rep *wire.HelloRep, locks int) error {
 	for _, i := range rep.LostLocks {
 		if int64(i) >= int64(locks) {
 			return nonsense("lock %d of %d is lost", i, locks)
+		}
+	}
+	for _, i := range rep.Lost {
+		if int64(i) >= int64(claims) {
+			return nonsense("claim %d of %d is lost", i, claims)
 		}
 	}
 	return nil

@@ -15,6 +15,10 @@ import (
 // was sent by then stays logged: it may still be applied, and if it then fails,
 // the error is sticky, see TakeError. One that was not never happens.
 func (s *Session) Do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Result, error) {
+	return s.doCleared(ctx, func() (proto.Result, error) { return s.do(ctx, id, op) })
+}
+
+func (s *Session) do(ctx context.Context, id proto.Ident, op proto.Op) (proto.Result, error) {
 	began := s.now()
 	var t *oplog.Ticket
 	err := s.append(ctx, op, began, nil, func() { t = s.log.AppendWaited(id, op) })
@@ -41,6 +45,9 @@ func (s *Session) Log(ctx context.Context, id proto.Ident, op proto.Op) (proto.S
 // LogIf is Log unless may, which is called with the session's lock held just
 // before and must be quick, returns an error; see Options.LostLock. nil: Log.
 func (s *Session) LogIf(ctx context.Context, id proto.Ident, op proto.Op, may func() error) (proto.Seq, error) {
+	if w, ok := op.(*proto.Write); ok && s.Leasing() && !w.Mapped {
+		return s.logLeased(ctx, id, w, may)
+	}
 	var seq proto.Seq
 	err := s.append(ctx, op, s.now(), may, func() { seq = s.log.Append(id, op) })
 	return seq, err

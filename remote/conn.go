@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"cagefs.dev/cage/remote/boottime"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -53,10 +54,11 @@ type conn struct {
 	// Guarded by Session.mu.
 	pending  map[uint64]request // sent and not answered
 	asked    time.Duration      // when there came to be something besides pings in it; see Session.now
-	pings    int                // of pending
+	pings    int                // of pending: pings, and answers about leases
 	ping     bool               // one is to be sent
 	lastID   uint64
 	queue    []*call // of a data connection; the main one sends Session.queue
+	urgent   []frame // answers about leases, without ids
 	draining bool    // the server stops: send nothing new
 	dead     bool
 }
@@ -66,6 +68,7 @@ type request struct {
 	op   wire.Opcode
 	call *call
 	seq  proto.Seq
+	sent time.Duration // see boottime.Now
 }
 
 // frame is a request to send.
@@ -157,6 +160,7 @@ func (c *conn) dieLocked() []*conn {
 
 // watch notices a silent connection.
 func (c *conn) watch() {
+	pingAfter := c.s.pingPause()
 	timer := time.NewTimer(pingAfter)
 	defer timer.Stop()
 	missed, asked := 0, time.Duration(0)
@@ -253,6 +257,12 @@ func (c *conn) take(batch []frame) []frame {
 		c.pings++
 		batch = append(batch, c.frameLocked(request{op: wire.OpPing}, &wire.Empty{}))
 	}
+	for len(batch) < maxBatch && len(c.urgent) > 0 {
+		f := c.urgent[0]
+		c.urgent = c.urgent[1:]
+		c.pings++ // nothing hangs on its reply either
+		batch = append(batch, c.frameLocked(request{op: f.h.Op}, f.m))
+	}
 	for len(batch) < maxBatch && !c.draining {
 		n := len(batch)
 		if k := c.nextCallLocked(); k != nil {
@@ -261,7 +271,7 @@ func (c *conn) take(batch []frame) []frame {
 		if c.port == nil {
 			if e, ok := s.log.Next(maxChanges, maxChangeBytes); ok {
 				batch = append(batch, c.frameLocked(request{op: wire.ChangeOpcode(e.Op), seq: e.Seq},
-					&wire.ChangeReq{Seq: e.Wire, Acked: s.log.WireAcked(), Ident: e.Ident, Op: e.Op}))
+					&wire.ChangeReq{Seq: e.Wire, Gen: e.Gen, Acked: s.log.WireAcked(), Ident: e.Ident, Op: e.Op}))
 			}
 		}
 		if len(batch) == n {
@@ -288,10 +298,11 @@ func (c *conn) nextCallLocked() *call {
 
 // frameLocked gives a request its id.
 func (c *conn) frameLocked(r request, m wire.Message) frame {
-	if r.op != wire.OpPing && len(c.pending) == c.pings {
+	if (r.call != nil || r.seq != 0) && len(c.pending) == c.pings {
 		c.asked = c.s.now()
 	}
 	c.lastID++
+	r.sent = boottime.Now()
 	c.pending[c.lastID] = r
 	return frame{wire.Request(r.op, c.lastID), m}
 }
@@ -334,6 +345,7 @@ func (c *conn) receive(h wire.Header, payload []byte) error {
 		return c.confused(h, "a reply to nothing that was asked")
 	}
 	delete(c.pending, h.ID)
+	c.s.leases.Answered(r.sent)
 	var rep wire.ChangeRep
 	var err error
 	switch {
@@ -407,6 +419,10 @@ func (c *conn) pushed(h wire.Header, payload []byte) error {
 	switch m := m.(type) {
 	case *wire.Changed:
 		c.s.upcalls.changed(*m)
+	case *wire.Recall:
+		c.s.recalled(m)
+	case *wire.Peek:
+		c.s.looked(m)
 	case *wire.LockDone:
 		c.s.lockDone(c, m)
 	case *wire.Empty: // OpDrain

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/boottime"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
@@ -29,6 +30,7 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 	}
 	dialing, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	began := boottime.Now()
 	var rep wire.HelloRep
 	c, err := o.connect(dialing, o.Addr, wire.OpHello, o.hello(), &rep)
 	switch {
@@ -39,17 +41,21 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 	case err != nil:
 		return nil, err
 	}
-	if err := o.believeHello(&rep, 0); err != nil {
+	if err := o.believeHello(&rep, 0, 0); err != nil {
 		c.raw.Close()
 		return nil, status.Wrap(err, "connect", o.Addr)
 	}
 	s := newSession(o, rep)
+	s.leases.Answered(began)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.id, s.boot = rep.Session, rep.Boot
 	s.useLocked(c, &rep)
 	s.wg.Go(func() { s.keepConnected(c) })
 	s.wg.Go(func() { s.upcalls.run(s.ctx) })
+	if s.Leasing() {
+		s.wg.Go(s.keepLeases)
+	}
 	return s, nil
 }
 
@@ -57,7 +63,7 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 func (o *Options) hello() *wire.HelloReq {
 	return &wire.HelloReq{
 		Version: wire.Version, Software: o.Software, Client: o.Client,
-		Export: o.Export, ReadOnly: o.ReadOnly, NextSeq: 1,
+		Export: o.Export, ReadOnly: o.ReadOnly, NextSeq: 1, Leases: o.Leases,
 	}
 }
 

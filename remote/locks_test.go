@@ -145,6 +145,6 @@ func TestLostLocks(t *testing.T) {
 
 		var rep wire.HelloRep
 		rep.Session, rep.Root, rep.LostLocks = 1, proto.Attr{ID: proto.RootID, Mode: proto.ModeDir}, []uint32{1}
-		require.Equal(t, status.BadFrame, status.Of(s.o.believeHello(&rep, 1)))
+		require.Equal(t, status.BadFrame, status.Of(s.o.believeHello(&rep, 1, 0)))
 	})
 }

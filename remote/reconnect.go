@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"cagefs.dev/cage/remote/boottime"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
@@ -82,6 +83,7 @@ func (s *Session) tryConnect() *conn {
 	ctx, cancel := context.WithTimeout(s.ctx, connectTimeout)
 	defer cancel()
 	req := s.resumeHello()
+	began := boottime.Now()
 	var rep wire.HelloRep
 	c, err := s.o.connect(ctx, s.o.Addr, wire.OpHello, req, &rep)
 	s.mu.Lock()
@@ -90,7 +92,7 @@ func (s *Session) tryConnect() *conn {
 		err = errClosedHere
 	}
 	if err == nil {
-		err = s.o.believeHello(&rep, len(req.Locks))
+		err = s.o.believeHello(&rep, len(req.Locks), len(req.Claims))
 	}
 	if err == nil && rep.Resumed {
 		err = s.log.Resume(rep.Applied)
@@ -112,15 +114,21 @@ func (s *Session) tryConnect() *conn {
 	if rep.Resumed {
 		s.resumes++
 		s.lostLocksLocked(req.Locks, rep.LostLocks, rep.Applied)
+		s.leases.Answered(began)
 	} else if s.o.Export != "" { // a client that only lists exports has no session
+		s.leases.Drop()
+		s.leases.Answered(began)
 		s.lostLocked()
+		s.upcalls.reset()
 	}
 	s.admittedLocked()
 	s.id, s.boot = rep.Session, rep.Boot
 	s.reopenLocked(req.Opens, rep.Resumed)
 	s.useLocked(c, &rep)
+	if rep.Resumed {
+		s.resumedLeasesLocked(req, &rep)
+	}
 	s.setStateLocked(Online)
-	s.upcalls.reset()
 	s.o.Log.Info().Str("addr", s.o.Addr).Bool("resumed", rep.Resumed).Msg("connected again")
 	return c
 }
@@ -139,6 +147,9 @@ func (s *Session) resumeHello() *wire.HelloReq {
 		}
 	}
 	req.Locks = s.locks.list()
+	for _, c := range s.leases.Claims(wire.MaxClaims) {
+		req.Claims = append(req.Claims, wire.Claim(c))
+	}
 	return req
 }
 

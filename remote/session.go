@@ -25,6 +25,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/oplog"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -62,6 +63,11 @@ type Options struct {
 	// was written to its file and is not applied fails. It is called by the
 	// session's own goroutines with its lock held: nothing is sent before it returns.
 	LostLock func(LockOwner)
+	// Leases asks the server for leases. Then Recalled is an upcall: who is told
+	// forgets what is known of the file, and then calls Return, from another
+	// goroutine. nil: nothing is to be forgotten.
+	Leases   bool
+	Recalled func(lease.Recall)
 
 	secure func(net.Conn) *tls.Conn // the client's side of TLS; nil: Keys.Client
 }
@@ -123,13 +129,14 @@ type Session struct {
 	ports    []*port       // data connections of the main one
 	opens    map[proto.FileID]*open
 	locks    locks
+	leases   *lease.Table
 }
 
 func newSession(o Options, rep wire.HelloRep) *Session {
 	s := &Session{
 		o: o, first: rep, began: time.Now(), ended: make(chan struct{}), closed: make(chan struct{}),
 		state: Online, since: time.Now(), log: oplog.New(), lighter: make(chan struct{}),
-		opens: map[proto.FileID]*open{}, locks: newLocks(), asked: make(chan struct{}, 1),
+		opens: map[proto.FileID]*open{}, locks: newLocks(), asked: make(chan struct{}, 1), leases: lease.New(term(&rep)),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.upcalls = newUpcalls(&s.o)

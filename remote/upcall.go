@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/oplog"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/wire"
@@ -34,9 +35,10 @@ type upcalls struct {
 
 // event is exactly one of its fields; none: a reset.
 type event struct {
-	changed *wire.Changed
-	failed  *oplog.Failure
-	written *proto.Attr
+	changed  *wire.Changed
+	failed   *oplog.Failure
+	written  *proto.Attr
+	recalled *lease.Recall
 }
 
 func newUpcalls(o *Options) *upcalls { return &upcalls{o: o, wake: make(chan struct{}, 1)} }
@@ -62,6 +64,20 @@ func (u *upcalls) reset() {
 	u.pushedLocked(0)
 	u.dropChangesLocked()
 	u.addLocked(event{})
+}
+
+// missed says that pushes may have been missed, but none that anybody relies on
+// who has leases.
+func (u *upcalls) missed() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.pushedLocked(0)
+}
+
+func (u *upcalls) recalled(r lease.Recall) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.addLocked(event{recalled: &r})
 }
 
 func (u *upcalls) pushedLocked(newest proto.LSN) {
@@ -112,11 +128,11 @@ func (u *upcalls) written(a proto.Attr) {
 	u.addLocked(event{written: &a})
 }
 
-// dropChangesLocked keeps the failures only.
+// dropChangesLocked keeps the failures and recalls only.
 func (u *upcalls) dropChangesLocked() {
 	kept := u.events[:0]
 	for _, e := range u.events {
-		if e.failed != nil {
+		if e.failed != nil || e.recalled != nil {
 			kept = append(kept, e)
 		}
 	}
@@ -164,6 +180,8 @@ func (u *upcalls) tell(e event) {
 		if u.o.Written != nil {
 			u.o.Written(e.written.ID, e.written.Change)
 		}
+	case e.recalled != nil:
+		u.o.Recalled(*e.recalled)
 	case u.o.Reset != nil:
 		u.o.Reset()
 	}

@@ -33,6 +33,7 @@ var (
 // Bounds of what a connection has in the works.
 const (
 	maxReads       = 64
+	maxUrgent      = 256 // answers about leases that the client has not taken
 	maxReadBytes   = 16 << 20
 	maxChanges     = 1024
 	maxChangeBytes = 32 << 20
@@ -52,6 +53,7 @@ type conn struct {
 	key     auth.ClientKey
 	out     *outq
 	reads   *gate           // requests that read
+	urgent  *gate           // answers about leases, and pings
 	changes *gate           // requests that change
 	ctx     context.Context // ends, with the reason as cause, when the connection is lost or dropped
 	cancel  context.CancelCauseFunc
@@ -88,7 +90,7 @@ type conn struct {
 func newConn(s *Server, raw net.Conn) *conn {
 	c := &conn{
 		srv: s, raw: raw, tls: tls.Server(raw, s.tls), peer: raw.RemoteAddr().String(),
-		reads: newGate(maxReads, maxReadBytes), changes: newGate(maxChanges, maxChangeBytes),
+		reads: newGate(maxReads, maxReadBytes), urgent: newGate(maxUrgent, maxUrgent*smallCost), changes: newGate(maxChanges, maxChangeBytes),
 		queue: make(chan *change, maxChanges), done: make(chan struct{}),
 	}
 	c.log = s.log.With().Str("peer", c.peer).Logger()

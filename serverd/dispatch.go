@@ -104,7 +104,7 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 	}
 	switch h.Op {
 	case wire.OpPing:
-		return c.answerNow(h, &wire.Empty{}, nil)
+		return c.answerUrgent(h, func() (wire.Message, error) { return &wire.Empty{}, nil })
 	case wire.OpExports:
 		return c.answerNow(h, c.listExports(), nil)
 	case wire.OpBye:
@@ -113,6 +113,10 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 	}
 	if c.sess == nil {
 		return c.answerNow(h, nil, errNoExport)
+	}
+	switch h.Op {
+	case wire.OpReturn, wire.OpPeeked, wire.OpSettled:
+		return c.answerUrgent(h, func() (wire.Message, error) { return c.handleRead(h.Op, m) })
 	}
 	return c.start(h, m)
 }
@@ -126,6 +130,21 @@ func (c *conn) answerNow(h wire.Header, m wire.Message, err error) error {
 		return gerr
 	}
 	c.settleRead(h, m, err, smallCost)
+	return nil
+}
+
+// answerUrgent answers, in the reader, what requests that wait for others may be
+// waiting for: it needs none of their room.
+func (c *conn) answerUrgent(h wire.Header, handle func() (wire.Message, error)) error {
+	if err := c.urgent.enter(c.ctx, smallCost); err != nil {
+		return err
+	}
+	rep, err := handle()
+	if err != nil {
+		c.refuse(h, wire.FromError(err), c.urgent, smallCost)
+	} else {
+		c.reply(h, rep, c.urgent, smallCost)
+	}
 	return nil
 }
 

@@ -31,22 +31,15 @@ func acquire(c *call, m *wire.AcquireReq) (wire.Message, error) {
 	return &wire.AcquireRep{Gens: gens}, nil
 }
 
-// returned takes a lease back when all that was acknowledged under it is applied.
+// returned takes a lease back when all that was acknowledged under it is
+// applied. It is answered before that.
 func returned(c *call, m *wire.ReturnReq) (wire.Message, error) {
-	if err := c.sess.awaitDone(c.c.waiting, m.Seq); err != nil {
-		return nil, c.notHere(err)
-	}
-	c.exp.Leases.back(c.sess.id, m)
-	return &wire.Empty{}, nil
+	return &wire.Empty{}, c.sess.after(m.Seq, func() { c.exp.Leases.back(c.sess.id, m) })
 }
 
 // peeked lets those read who look, when all that was acknowledged is applied.
 func peeked(c *call, m *wire.PeekedReq) (wire.Message, error) {
-	if err := c.sess.awaitDone(c.c.waiting, m.Seq); err != nil {
-		return nil, c.notHere(err)
-	}
-	c.exp.Leases.peeked(c.sess.id, m)
-	return &wire.Empty{}, nil
+	return &wire.Empty{}, c.sess.after(m.Seq, func() { c.exp.Leases.peeked(c.sess.id, m) })
 }
 
 func settled(c *call, _ *wire.Empty) (wire.Message, error) {

@@ -1,7 +1,6 @@
 package serverd
 
 import (
-	"context"
 	"sync"
 	"time"
 
@@ -41,7 +40,7 @@ type session struct {
 	known bool                       // guarded by mu; had a connection in this run of the server
 	ended bool                       // guarded by mu; closed in the journal, for nobody to resume
 	done  proto.Seq                  // guarded by mu; its operations up to this one are answered
-	later chan struct{}              // guarded by mu; closed and replaced when done grows
+	todo  []todo                     // guarded by mu; in the order of coming
 }
 
 // openFile is a file that the session has open.
@@ -54,39 +53,56 @@ type openFile struct {
 func newSession(id proto.SessionID, exp *export, key *auth.ClientKey, name string, client uint32) *session {
 	return &session{
 		id: id, exp: exp, key: key, name: name, client: client, since: time.Now(),
-		data: make(map[*conn]struct{}), opens: make(map[proto.FileID]*openFile), later: make(chan struct{}),
+		data: make(map[*conn]struct{}), opens: make(map[proto.FileID]*openFile),
 	}
 }
 
-// resumed says that the operations up to a number are done since before the connection.
-func (s *session) resumed(applied proto.Seq) { s.doneUpTo(applied) }
+// resumed says that the session's operations up to a number are done since
+// before the connection. What was to follow others is asked for again.
+func (s *session) resumed(applied proto.Seq) {
+	s.mu.Lock()
+	s.todo = nil
+	s.mu.Unlock()
+	s.doneUpTo(applied)
+}
 
 // doneUpTo says that the session's operations up to a number are answered.
 func (s *session) doneUpTo(seq proto.Seq) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if seq > s.done {
-		s.done = seq
-		close(s.later)
-		s.later = make(chan struct{})
+	s.done = max(s.done, seq)
+	n := 0
+	for n < len(s.todo) && s.todo[n].seq <= s.done {
+		n++
+	}
+	now := s.todo[:n]
+	s.todo = s.todo[n:]
+	s.mu.Unlock()
+	for _, t := range now {
+		t.do()
 	}
 }
 
-// awaitDone returns when the session's operations up to a number are answered.
-func (s *session) awaitDone(ctx context.Context, seq proto.Seq) error {
-	for {
-		s.mu.Lock()
-		done, later := s.done >= seq, s.later
-		s.mu.Unlock()
-		if done {
-			return nil
+// todo is what follows the operations up to a number.
+type todo struct {
+	seq proto.Seq
+	do  func()
+}
+
+// after calls do when the session's operations up to a number are answered, and
+// what it was called with before is done.
+func (s *session) after(seq proto.Seq, do func()) error {
+	s.mu.Lock()
+	if seq > s.done || len(s.todo) > 0 {
+		defer s.mu.Unlock()
+		if len(s.todo) >= 2*maxLeases {
+			return status.Newf(status.Invalid, "return", "", "%d leases are being given back already", len(s.todo))
 		}
-		select {
-		case <-later:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		s.todo = append(s.todo, todo{seq, do})
+		return nil
 	}
+	s.mu.Unlock()
+	do()
+	return nil
 }
 
 // open counts an open of a file, which the journal holds already if held is 1.

@@ -35,12 +35,16 @@ type Table struct {
 	// it, were overtaken by their recalls.
 	recalled map[proto.FileID]proto.Gen
 	floor    proto.Gen
+	tenures  uint64
+	over     bool // Expire has been here since the last Answered that counts
 }
 
 type held struct {
-	gen  proto.Gen
-	mode proto.LeaseMode
-	busy int // Use, less Unuse
+	tenure uint64
+	wrote  bool // it was once a write lease
+	gen    proto.Gen
+	mode   proto.LeaseMode
+	busy   int // Use, less Unuse
 	// returning: recalled up to gen, but for to.
 	returning bool
 	to        proto.LeaseMode
@@ -53,7 +57,11 @@ func New(term time.Duration) *Table {
 }
 
 // Answered says that a request was answered which was sent at that time.
-func (t *Table) Answered(sent time.Duration) { t.until = max(t.until, sent+t.term-t.term/Margin) }
+func (t *Table) Answered(sent time.Duration) {
+	if until := sent + t.term - t.term/Margin; until > t.until {
+		t.until, t.over = until, false
+	}
+}
 
 // Until is when the leases end, if nothing more is answered.
 func (t *Table) Until() time.Duration { return t.until }
@@ -73,10 +81,12 @@ func (t *Table) Granted(id proto.FileID, l proto.Lease) (ok, back bool) {
 	h := t.held[id]
 	switch {
 	case h == nil:
-		t.held[id] = &held{gen: l.Gen, mode: l.Mode}
+		t.tenures++
+		t.held[id] = &held{tenure: t.tenures, gen: l.Gen, mode: l.Mode, wrote: l.Mode == proto.WriteLease}
 		return true, false
 	case l.Gen.Compare(h.gen) > 0:
 		h.gen, h.mode, h.returning = l.Gen, l.Mode, false
+		h.wrote = h.wrote || l.Mode == proto.WriteLease
 		return true, false
 	case h.returning || l.Gen != h.gen:
 		return false, false
@@ -98,21 +108,23 @@ func (h *held) left() proto.LeaseMode {
 	return h.mode
 }
 
-// Gen is the generation of a lease that is held, zero without one.
-func (t *Table) Gen(id proto.FileID, now time.Duration) proto.Gen {
+// Tenure numbers the time for which a lease has been held without a break, 0 if
+// it is not held.
+func (t *Table) Tenure(id proto.FileID, now time.Duration) uint64 {
 	if h := t.held[id]; h != nil && h.left() != proto.NoLease && now < t.until {
-		return h.gen
+		return h.tenure
 	}
-	return proto.Gen{}
+	return 0
 }
 
 // Log returns the generation under which a change of a file may be acknowledged
-// before the server has it; ok is false without the write lease.
+// before the server has it; ok is false without the write lease. One that is
+// recalled goes on as long as it is in Use.
 func (t *Table) Log(id proto.FileID, now time.Duration) (gen proto.Gen, ok bool) {
-	if !t.Holds(id, proto.WriteLease, now) {
+	h := t.held[id]
+	if h == nil || h.mode != proto.WriteLease || now >= t.until || h.left() != proto.WriteLease && h.busy == 0 {
 		return proto.Gen{}, false
 	}
-	h := t.held[id]
 	h.used = now
 	return h.gen, true
 }
@@ -190,19 +202,24 @@ func (t *Table) remember(r Recall) {
 }
 
 // Returned says that a recall is answered with the return that is sent now.
-func (t *Table) Returned(r Recall) {
+// logged reports whether changes may have been logged under the lease.
+func (t *Table) Returned(r Recall) (logged bool) {
 	h := t.held[r.ID]
-	if h == nil || h.gen.Compare(r.UpTo) > 0 || !h.returning {
-		return
+	if h == nil {
+		return true // it was returned before, and nobody knows what that return says
+	}
+	if logged = h.wrote; h.gen.Compare(r.UpTo) > 0 || !h.returning {
+		return logged
 	}
 	if r.To == proto.NoLease || h.to == proto.NoLease && r.To <= h.to {
 		delete(t.held, r.ID)
-		return
+		return logged
 	}
 	h.mode = min(h.mode, r.To)
 	if h.to == r.To {
 		h.returning = false
 	}
+	return logged
 }
 
 // Idle are the write leases that have not been used for a while: they may be
@@ -253,6 +270,25 @@ func (t *Table) Resumed(claims []Claim, lost []int, void proto.Gen) (gone []prot
 		t.floor = void
 	}
 	return gone
+}
+
+// Expire gives up what is over at a time, and reports whether there was
+// something. Write leases are kept to be claimed, and begin a new tenure.
+func (t *Table) Expire(now time.Duration) bool {
+	if now < t.until || t.over {
+		return false
+	}
+	t.over = true
+	n := len(t.held)
+	for id, h := range t.held {
+		if h.mode == proto.WriteLease {
+			t.tenures++
+			h.tenure = t.tenures
+		} else {
+			delete(t.held, id)
+		}
+	}
+	return n > 0
 }
 
 // Drop forgets all leases: the session is a new one.

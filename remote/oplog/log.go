@@ -17,10 +17,12 @@
 package oplog
 
 import (
+	"errors"
 	"slices"
 
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
+	"cagefs.dev/cage/remote/wire"
 )
 
 // overhead is what an operation is taken to weigh besides its bytes of new data.
@@ -31,12 +33,14 @@ type Entry struct {
 	Seq   proto.Seq // the caller's number
 	Wire  proto.Seq // the number in the present session of the server
 	Ident proto.Ident
-	Op    proto.Op // owned by the log; immutable
+	Gen   proto.Gen // of the lease that it was acknowledged under; zero: it was not
+	Op    proto.Op  // owned by the log; immutable
 }
 
 // entry is an operation that is not forgotten yet.
 type entry struct {
 	ident    proto.Ident
+	gen      proto.Gen
 	op       proto.Op // nil once answered
 	bytes    int      // of new data
 	logged   bool     // appended by Append, not by AppendWaited: nobody expects the answer
@@ -74,10 +78,17 @@ func New() *Log { return &Log{failures: newFailures()} }
 // a Write that was appended in the same way for the same file and identity and
 // was never sent, joins it up to proto.MaxIO bytes and gets its number.
 func (l *Log) Append(id proto.Ident, op proto.Op) proto.Seq {
-	if w, ok := op.(*proto.Write); ok && l.join(&id, w) {
+	return l.AppendUnder(id, op, proto.Gen{})
+}
+
+// AppendUnder is Append of an operation that is acknowledged under a lease.
+func (l *Log) AppendUnder(id proto.Ident, op proto.Op, gen proto.Gen) proto.Seq {
+	if w, ok := op.(*proto.Write); ok && l.join(&id, w, gen) {
 		return l.Last()
 	}
-	return l.append(id, op, true)
+	seq := l.append(id, op, true)
+	l.at(seq).gen = gen
+	return seq
 }
 
 // AppendWaited logs an operation and takes a ticket for its outcome.
@@ -102,13 +113,13 @@ func (l *Log) count(e *entry, sign int) {
 }
 
 // join adds w to the last entry if it may.
-func (l *Log) join(id *proto.Ident, w *proto.Write) bool {
+func (l *Log) join(id *proto.Ident, w *proto.Write, gen proto.Gen) bool {
 	if len(l.entries) == 0 || l.Last() <= l.sent {
 		return false
 	}
 	e := &l.entries[len(l.entries)-1]
 	last, ok := e.op.(*proto.Write)
-	if !ok || !e.logged || e.fenced != nil || last.ID != w.ID || last.Append != w.Append || last.Off+uint64(len(last.Data)) != w.Off ||
+	if !ok || !e.logged || e.fenced != nil || e.gen != gen || last.Mapped != w.Mapped || last.ID != w.ID || last.Append != w.Append || last.Off+uint64(len(last.Data)) != w.Off ||
 		len(last.Data)+len(w.Data) > proto.MaxIO || !sameIdent(&e.ident, id) {
 		return false
 	}
@@ -136,7 +147,7 @@ func (l *Log) Next(ops int, bytes int64) (Entry, bool) {
 		l.sent = max(l.sent, seq)
 		l.inFlight++
 		l.inFlightBytes += int64(e.bytes)
-		return Entry{Seq: seq, Wire: seq - l.base, Ident: e.ident, Op: e.op}, true
+		return Entry{Seq: seq, Wire: seq - l.base, Ident: e.ident, Gen: e.gen, Op: e.op}, true
 	}
 	return Entry{}, false
 }
@@ -170,6 +181,9 @@ func (l *Log) settle(seq proto.Seq, e *entry, res proto.Result, err error) (Fail
 	f := Failure{Seq: seq, ID: fileOf(e.op), Err: err}
 	waited := e.ticket != nil && e.ticket.waiters > 0
 	sticky := err != nil && (e.logged || !waited)
+	if need := (*wire.NeedLeases)(nil); !e.logged && errors.As(err, &need) {
+		sticky = false // it was not made, and who wanted it does not wait any more
+	}
 	w, write := e.op.(*proto.Write)
 	moved := err == nil && write && w.Append && res.N != w.Off
 	l.count(e, -1)
@@ -290,6 +304,9 @@ func (l *Log) Unanswered() (ops int, bytes int64) { return l.unanswered - l.sync
 
 // Weight is about what the unanswered operations take of memory.
 func (l *Log) Weight() int64 { return l.bytes + int64(l.unanswered)*overhead }
+
+// WireLast is Last as the server's present session counts.
+func (l *Log) WireLast() proto.Seq { return l.Last() - l.base }
 
 // InFlight counts the operations that were sent on this connection and are not answered.
 func (l *Log) InFlight() int { return l.inFlight }
