@@ -118,7 +118,12 @@ func (s *fileSystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 	if intact(&src.lost) != nil || intact(&dst.lost) != nil {
 		return 0, fuse.EIO
 	}
+	release, err := s.session.Acquire(ctx, []proto.Want{{ID: op.ID, Mode: proto.WriteLease}, {ID: op.Src, Mode: proto.ReadLease}})
+	if err != nil {
+		return 0, s.errors.status("copy", err)
+	}
 	done, last, err := s.session.Copy(ctx, to.who, op, n)
+	release()
 	if last.Attr.ID != 0 {
 		s.replaced(dst.ino, &last.Attr, upto, in.OffOut, n)
 	}

@@ -56,21 +56,64 @@ func joinTime(sec uint64, nsec uint32) proto.Time {
 
 // attrTimeout is how long the kernel may believe these attributes, of a reply to
 // a request that began at since: not at all if a write of ours is on its way, or
-// a newer change may have been heard of.
+// a newer change may have been heard of, or without a lease.
 func (s *fileSystem) attrTimeout(ino *inode, a *proto.Attr, since int64) time.Duration {
 	if s.inodes.newer(ino, a.Change, since) || proto.Seq(ino.logged.Load()) > s.session.Applied() {
 		return 0
 	}
-	return s.attrValid
+	if !s.leasing {
+		return s.attrValid
+	}
+	if a.Lease.Mode == proto.NoLease {
+		return 0
+	}
+	_, left := s.session.Tenure(ino.id)
+	return validFor(left)
+}
+
+// Bounds of how long the kernel may believe what it is told under a lease: the
+// longest, and how much sooner than the lease that ends, for the way of the answer.
+const (
+	maxLeased  = 30 * time.Second
+	leaseSlack = 500 * time.Millisecond
+)
+
+// validFor is a timeout for the kernel under a lease that lasts for so long.
+func validFor(left time.Duration) time.Duration {
+	return max(0, min(left-leaseSlack, maxLeased))
+}
+
+// tenure is that of a directory, to be compared by nameTimeout.
+func (s *fileSystem) tenure(dir *inode) uint64 {
+	n, _ := s.session.Tenure(dir.id)
+	return n
+}
+
+// nameTimeout is how long the kernel may believe what it is told of a name, in
+// an answer to a request that began when the directory's tenure was from.
+func (s *fileSystem) nameTimeout(dir *inode, from uint64) time.Duration {
+	if !s.leasing {
+		return s.nameValid
+	}
+	n, left := s.session.Tenure(dir.id)
+	if n == 0 || n != from || !s.kernel.expires() {
+		return 0
+	}
+	return validFor(left)
 }
 
 // attr asks the server for attributes that include all writes of ours which
 // the kernel has been told of.
 func (s *fileSystem) attr(ctx context.Context, h *fuse.InHeader, ino *inode) (proto.Attr, error) {
 	if ino == s.inodes.root {
-		return s.rootAttr.get(ctx, s.session, func(ctx context.Context) (proto.Attr, error) {
-			return s.session.GetAttr(ctx, s.header(h), ino.id)
+		var l proto.Lease // what is given from memory has none
+		a, err := s.rootAttr.get(ctx, s.session, func(ctx context.Context) (proto.Attr, error) {
+			a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
+			l, a.Lease = a.Lease, proto.Lease{}
+			return a, err
 		})
+		a.Lease = l
+		return a, err
 	}
 	if err := s.settled(ctx, ino); err != nil {
 		return proto.Attr{}, err

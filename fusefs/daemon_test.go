@@ -24,6 +24,7 @@ import (
 	"cagefs.dev/cage/pagecache"
 	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/wire"
 	"cagefs.dev/cage/serverd"
@@ -124,6 +125,8 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 		m.sources = append(m.sources, src)
 		src.session, err = remote.Dial(ctx, remote.Options{
 			Addr: addr, Export: "x", Keys: keys, Patience: patience, DataPort: true, Dial: src.net.dial, Log: log,
+			Leases:   true,
+			Recalled: func(r lease.Recall) { <-ready; m.mount.Recalled(i, r) },
 			Changed: func(c wire.Changed) {
 				if <-ready; !m.deaf.Load() {
 					m.mount.Changed(i, c)
@@ -201,7 +204,8 @@ func runDaemon(dir string, in io.Reader, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, exports.Close()) }()
-	srv, err := serverd.Listen(serverd.Options{Exports: exports.List, Listen: "127.0.0.1:0", DataPorts: 1, State: state, Log: log, Software: "test"})
+	term, _ := time.ParseDuration(os.Getenv("CAGE_TEST_TERM"))
+	srv, err := serverd.Listen(serverd.Options{Term: term, Exports: exports.List, Listen: "127.0.0.1:0", DataPorts: 1, State: state, Log: log, Software: "test"})
 	if err != nil {
 		return err
 	}

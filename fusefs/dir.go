@@ -48,6 +48,7 @@ type batch struct {
 	eof     bool
 	parent  proto.FileID // of the directory, 0 if none
 	names   uint64       // the directory's count of changes before it was asked for
+	tenure  uint64       // of the directory's lease then
 	applied proto.Seq    // newest operation of ours that its attributes surely include
 }
 
@@ -164,7 +165,7 @@ func (s *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *f
 			return false
 		}
 		if a != nil && s.believable(dir, b, a) {
-			s.fillEntry(entry, a, true, b.since)
+			s.fillEntry(entry, a, s.nameTimeout(dir, b.tenure), b.since)
 		}
 		return true
 	})
@@ -291,7 +292,7 @@ func (l *listing) prefetched(ctx context.Context, cookie uint64) *batch {
 
 // fetch asks the server for a batch.
 func (s *fileSystem) fetch(ctx context.Context, l *listing, cookie uint64, plus bool) (*batch, error) {
-	b := &batch{from: cookie, since: s.inodes.now(), names: l.ino.names.Load(), applied: s.session.Applied()}
+	b := &batch{from: cookie, since: s.inodes.now(), names: l.ino.names.Load(), tenure: s.tenure(l.ino), applied: s.session.Applied()}
 	rep, err := s.session.ReadDir(ctx, l.head, l.ino.id, cookie, entriesAtOnce, plus)
 	if err != nil {
 		return nil, err

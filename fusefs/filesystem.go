@@ -31,6 +31,7 @@ type fileSystem struct {
 	cache     *pagecache.Cache
 	at        proto.LSN
 	readOnly  bool
+	leasing   bool // what is told is true until the server recalls it; else, of a past state, for ever
 	nameValid time.Duration
 	attrValid time.Duration
 	began     time.Time
@@ -58,7 +59,7 @@ type fileSystem struct {
 func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
 	s := &fileSystem{
 		tag: tag, session: src.Session, cache: o.Cache, at: src.At, readOnly: o.ReadOnly || src.ReadOnly || src.At != 0,
-		nameValid: o.NameTimeout, attrValid: o.AttrTimeout, began: time.Now(), fd: fd,
+		leasing: src.At == 0 && src.Session.Leasing(), nameValid: o.NameTimeout, attrValid: o.AttrTimeout, began: time.Now(), fd: fd,
 		inodes: newTable(tag, src.Root, src.Session.Applied, o.Inodes),
 		idents: newIdents("/proc", time.Now),
 	}

@@ -21,6 +21,7 @@ type backing struct {
 	header  wire.ReqHeader
 	id      proto.FileID
 	append  bool         // what is written goes to the end of the file, wherever that is
+	mapped  bool         // it was stored through a mapping
 	lost    *atomic.Bool // the handle's; nil: of no handle
 }
 
@@ -33,7 +34,7 @@ func (b *backing) ReadAt(ctx context.Context, p []byte, off int64) (int, proto.L
 
 // Log implements pagecache.Backing.
 func (b *backing) Log(ctx context.Context, p []byte, off int64) (proto.Seq, error) {
-	op := &proto.Write{ID: b.id, Off: uint64(off), Append: b.append, Data: p}
+	op := &proto.Write{ID: b.id, Off: uint64(off), Append: b.append, Mapped: b.mapped, Data: p}
 	return b.session.LogIf(ctx, b.header.Ident, op, func() error { return intact(b.lost) })
 }
 
@@ -166,7 +167,7 @@ func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		return s.errors.status("open", err)
 	}
 	who := s.idents.full(&in.InHeader)
-	upto := s.session.Applied()
+	upto, news := s.session.Applied(), ino.names.Load()
 	a, err := s.session.Open(ctx, s.headerOf(who), ino.id, openFlags(in.Flags))
 	if err != nil {
 		return s.errors.status("open", err)
@@ -182,7 +183,7 @@ func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 			s.lostSetID(ino)
 		}
 	}
-	if s.opened(&a, upto, who, in.Flags, out) {
+	if s.opened(&a, upto, news, who, in.Flags, out) {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK
@@ -200,8 +201,8 @@ func (s *fileSystem) truncate(ctx context.Context, who proto.Ident, ino *inode, 
 
 // opened makes a handle for a file that the session has opened, and reports
 // whether the pages that the kernel has of it are still good. Operations of
-// ours up to upto are in the attributes.
-func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flags uint32, out *fuse.OpenOut) (kept bool) {
+// ours up to upto are in the attributes; news is the inode's count from before they were asked for.
+func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, news uint64, who proto.Ident, flags uint32, out *fuse.OpenOut) (kept bool) {
 	ino := s.inodes.open(a.ID)
 	s.inodes.heard(ino, a)
 	f := &openFile{ino: ino, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
@@ -213,9 +214,12 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, who proto.Ident, flag
 	}
 	f.file, kept = s.openPages(f.back, *a, upto)
 	ino.opened(f.file)
-	if flags&syscall.O_APPEND != 0 && flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		// Through its own pages the kernel sends a write that begins in a page
-		// which it does not have as several: others could append in between.
+	kept = s.underLease(f, a, news) && kept
+	if f.tell {
+		// Past its own pages, for the kernel locks these while it sends a write, which may
+		// have to wait until others have given a lease back, and they for ours: nobody
+		// could make the kernel forget them then. And an append would go as several
+		// writes where it begins in a page that the kernel does not have.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 		f.past = true
 	}
@@ -262,12 +266,16 @@ func (s *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 // openMade opens a file that was just made, whose entry is in the reply already.
 func (s *fileSystem) openMade(ctx context.Context, in *fuse.CreateIn, id proto.FileID, out *fuse.CreateOut) error {
 	who, upto := s.idents.full(&in.InHeader), s.session.Applied()
+	var news uint64
+	if ino := s.inodes.known(id); ino != nil {
+		news = ino.names.Load()
+	}
 	a, err := s.session.Open(ctx, s.headerOf(who), id, openFlags(in.Flags))
 	if err != nil {
 		s.inodes.forget(out.NodeId, 1) // the kernel gets an error, and no inode
 		return err
 	}
-	s.opened(&a, upto, who, in.Flags, &out.OpenOut)
+	s.opened(&a, upto, news, who, in.Flags, &out.OpenOut)
 	return nil
 }
 
@@ -285,6 +293,9 @@ func (s *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fu
 	defer ctx.end()
 	var view *pagecache.View
 	err := intact(&h.it.lost)
+	if err == nil {
+		err = s.mayRead(ctx, h.it, int64(in.Offset), int64(in.Size))
+	}
 	if err == nil {
 		view, err = h.it.file.Read(ctx, h.it.back, int64(in.Offset), int(in.Size))
 	}
@@ -348,11 +359,18 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	back := f.back
 	switch {
 	case in.WriteFlags&fuse.WRITE_CACHE != 0: // stored through a mapping, perhaps of another handle
-		back = &backing{session: s.session, header: back.header, id: back.id}
+		back = &backing{session: s.session, header: back.header, id: back.id, mapped: true}
+		f.ino.mapped.Store(true)
 	case in.Flags&syscall.O_APPEND != 0:
 		back = f.ends // the kernel only knows where the end was
 	}
-	err := f.file.WriteAt(ctx, back, data, int64(in.Offset))
+	var err error
+	if !back.mapped {
+		err = s.mayWrite(ctx, f)
+	}
+	if err == nil {
+		err = f.file.WriteAt(ctx, back, data, int64(in.Offset))
+	}
 	raise(&f.ino.logged, uint64(f.file.Logged()))
 	if killed {
 		s.lostSetID(f.ino)
@@ -444,7 +462,12 @@ func (s *fileSystem) sync(ctx context.Context, h *fuse.InHeader, id proto.FileID
 	if s.readOnly {
 		return nil
 	}
-	_, err := s.session.Do(ctx, s.idents.full(h), &proto.Sync{ID: id})
+	release, err := s.ordered(ctx, id)
+	if err != nil {
+		return err
+	}
+	_, err = s.session.Do(ctx, s.idents.full(h), &proto.Sync{ID: id})
+	release()
 	if sticky := s.session.TakeError(id); sticky != nil {
 		return sticky
 	}

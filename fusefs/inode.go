@@ -29,6 +29,8 @@ type inode struct {
 	// Guarded by mu, which is held over no call but those of pagecache.File that do no I/O.
 	mu    sync.Mutex
 	opens int             // handles that have file open
+	pass  *pass           // a recall is being carried out
+	began chan struct{}   // closed when a pass begins; nil: nobody waits
 	file  *pagecache.File // while opens > 0
 
 	fresh sync.Mutex // held while pages are compared and the kernel is told; over no request to the server
@@ -37,11 +39,13 @@ type inode struct {
 	mode    atomic.Uint32 // as last heard
 	logged  atomic.Uint64 // proto.Seq of the newest write of ours
 	changed atomic.Uint64 // proto.LSN of the newest change heard of, in a reply or pushed: older attributes are stale
-	names   atomic.Uint64 // directory: counts beginnings and ends of changes of its names, by us and others
+	names   atomic.Uint64 // counts recalls; of a directory also beginnings and ends of changes of its names, by us and others
 	pages   atomic.Bool   // the kernel may have pages of it
 	behind  atomic.Bool   // they may be older than what the cache was last compared with
 	stores  atomic.Int64  // handles through which it may be mapped to be written to
 	gone    atomic.Bool   // the table does not hold it any more: news of the file do not reach it
+	tenure  atomic.Uint64 // of the lease under which its cached pages are; see remote.Session.Tenure
+	mapped  atomic.Bool   // stores through a mapping were written that others were not asked about
 	noCaps  atomic.Int64  // fileSystem.now until which it is known to have no security.capability
 }
 

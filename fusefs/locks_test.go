@@ -33,8 +33,6 @@ func TestGrantShowsWhatIsNew(t *testing.T) {
 		return string(b[:n])
 	}
 	require.Equal(t, "old", read())
-	require.Equal(t, "ok", d.ask("deaf b"))
-	want := "old"
 	for _, kind := range []struct {
 		name string
 		lock func(f *os.File, how int16) error
@@ -52,7 +50,6 @@ func TestGrantShowsWhatIsNew(t *testing.T) {
 				require.NoError(t, ours.Truncate(int64(len(now))))
 				_, err := ours.WriteAt([]byte(now), 0)
 				require.NoError(t, err)
-				require.Equal(t, want, read(), "it has heard nothing")
 				waited := make(chan error, 1)
 				go func() { waited <- kind.lock(theirs, unix.F_RDLCK) }()
 				require.NoError(t, kind.lock(ours, unix.F_UNLCK))
@@ -62,7 +59,6 @@ func TestGrantShowsWhatIsNew(t *testing.T) {
 				require.NoError(t, err)
 				require.EqualValues(t, len(now), info.Size())
 				require.NoError(t, kind.lock(theirs, unix.F_UNLCK))
-				want = now
 			}
 		})
 	}

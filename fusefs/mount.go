@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -239,6 +240,9 @@ func (m *Mounted) Changed(source int, c wire.Changed) { m.fs[source].changed(c) 
 
 // LostLock says that a lock is lost. It calls nothing of the session.
 func (m *Mounted) LostLock(source int, o remote.LockOwner) { m.fs[source].lostLock(o) }
+
+// Recalled says that a lease is recalled; the session is told with Return when it is given back.
+func (m *Mounted) Recalled(source int, r lease.Recall) { m.fs[source].recalled(r) }
 
 // Reset says that changes by others may have been missed.
 func (m *Mounted) Reset(source int) { m.fs[source].notify.everything() }

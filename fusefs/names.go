@@ -3,6 +3,7 @@ package fusefs
 import (
 	"context"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -11,17 +12,15 @@ import (
 )
 
 // fillEntry makes a reply that gives a file to the kernel, and counts it. named
-// says that the name may be believed for a while; since is when the request began
+// is how long the name may be believed; since is when the request began
 // that the attributes answer.
-func (s *fileSystem) fillEntry(out *fuse.EntryOut, a *proto.Attr, named bool, since int64) *inode {
+func (s *fileSystem) fillEntry(out *fuse.EntryOut, a *proto.Attr, named time.Duration, since int64) *inode {
 	ino := s.inodes.remember(a)
 	out.NodeId = ino.node
 	out.Generation = 0 // file ids are never reused
 	s.fillAttr(&out.Attr, a)
 	out.SetAttrTimeout(s.attrTimeout(ino, a, since))
-	if named {
-		out.SetEntryTimeout(s.nameValid)
-	}
+	out.SetEntryTimeout(named)
 	return ino
 }
 
@@ -37,24 +36,25 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		if err != nil {
 			return s.errors.status("lookup", err)
 		}
-		s.fillEntry(out, &a, true, since)
+		s.fillEntry(out, &a, 0, since)
 		return fuse.OK
 	case "..": // … of a directory: its parent is not known here
 		return fuse.Status(syscall.ESTALE)
 	}
-	names := dir.names.Load()
+	names, tenure := dir.names.Load(), s.tenure(dir)
 	a, err := s.lookup(ctx, h, dir, name)
-	still := dir.names.Load() == names && !dir.gone.Load() // otherwise the answer may be the one from before
+	valid := s.nameTimeout(dir, tenure)
+	if dir.names.Load() != names || dir.gone.Load() {
+		valid = 0 // the answer may be the one from before
+	}
 	if status.Of(err) == status.NotFound {
-		if still {
-			out.SetEntryTimeout(s.nameValid)
-		}
+		out.SetEntryTimeout(valid)
 		return fuse.OK // with NodeId 0: there is no such name
 	}
 	if err != nil {
 		return s.errors.status("lookup", err)
 	}
-	s.fillEntry(out, &a, still, since)
+	s.fillEntry(out, &a, valid, since)
 	return fuse.OK
 }
 
@@ -105,6 +105,7 @@ func (s *fileSystem) changeNames(ctx context.Context, h *fuse.InHeader, op proto
 func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make, out *fuse.EntryOut) (proto.Attr, error) {
 	since := s.inodes.now()
 	dir := s.inodes.find(h.NodeId)
+	tenure := s.tenure(dir)
 	op.Dir = dir.id
 	res, err := s.changeNames(ctx, h, op, dir)
 	if err != nil {
@@ -113,7 +114,7 @@ func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make,
 	if err := s.given(&res.Attr); err != nil {
 		return proto.Attr{}, err
 	}
-	ino := s.fillEntry(out, &res.Attr, true, since)
+	ino := s.fillEntry(out, &res.Attr, s.nameTimeout(dir, tenure), since)
 	ino.noCaps.Store(s.now() + int64(s.attrValid)) // just made: it has none
 	return res.Attr, nil
 }
@@ -156,6 +157,7 @@ func (s *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 	defer ctx.end()
 	since := s.inodes.now()
 	dir, ino := s.inodes.find(in.NodeId), s.inodes.find(in.Oldnodeid)
+	tenure := s.tenure(dir)
 	upto := ino.written()
 	res, err := s.changeNames(ctx, &in.InHeader, &proto.Link{ID: ino.id, Dir: dir.id, Name: name}, dir)
 	if err == nil {
@@ -165,7 +167,7 @@ func (s *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 		return s.errors.status("link", err)
 	}
 	s.inodes.own(ino, &res.Attr, upto)
-	s.fillEntry(out, &res.Attr, true, since)
+	s.fillEntry(out, &res.Attr, s.nameTimeout(dir, tenure), since)
 	return fuse.OK
 }
 

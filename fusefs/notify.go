@@ -7,6 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/wire"
 )
@@ -27,6 +28,7 @@ type kernel interface {
 	hole(node uint64, off, n int64) // pages of a range are written back and dropped; n 0: to the end
 	entry(node uint64, name string) // a name of a directory has to be looked up again
 	epoch() (supported bool)        // all names have to
+	expires() bool                  // epoch is supported
 }
 
 // news is what others changed in a file, coalesced until the kernel is told.
@@ -36,6 +38,7 @@ type news struct {
 	failed   bool                // a write of ours failed: what is cached was never there
 	names    map[string]struct{} // of a directory
 	allNames bool                // names that are not known, or too many
+	recall   *lease.Recall       // nothing of the file is to be relied on any more
 }
 
 // join adds what another push says.
@@ -44,6 +47,9 @@ func (n *news) join(m news) {
 	n.data = n.data || m.data
 	n.failed = n.failed || m.failed
 	n.allNames = n.allNames || m.allNames
+	if m.recall != nil && (n.recall == nil || m.recall.UpTo.Compare(n.recall.UpTo) > 0) {
+		n.recall = m.recall
+	}
 	for name := range m.names {
 		n.add(name)
 	}
@@ -195,6 +201,10 @@ func (s *fileSystem) changed(c wire.Changed) {
 // tell brings one file's news to the cache and the kernel. The cache comes
 // first, so that what the kernel reads again is new.
 func (s *fileSystem) tell(id proto.FileID, n news) {
+	if n.recall != nil {
+		s.revoke(id, *n.recall)
+		return
+	}
 	switch {
 	case n.failed:
 		s.cache.Forget(s.key(id))
@@ -238,6 +248,7 @@ func (s *fileSystem) tellAll() {
 			s.kernel.attrs(ino.node)
 		}
 	})
+	s.session.Settled()
 }
 
 // device notifies through the mount's descriptors: go-fuse's for what it can
@@ -276,6 +287,8 @@ func (d *device) epoch() bool {
 	}
 	return d.epochs
 }
+
+func (d *device) expires() bool { return d.epochs }
 
 // write sends a notification: a header without a request's number, whose
 // status is the kind.

@@ -131,6 +131,7 @@ func (k *fakeKernel) hole(node uint64, off, n int64) {
 func (k *fakeKernel) entry(node uint64, name string) {
 	k.said = append(k.said, fmt.Sprint("entry ", node, " ", name))
 }
+func (k *fakeKernel) expires() bool { return true }
 func (k *fakeKernel) epoch() bool {
 	k.said = append(k.said, "epoch")
 	return k.epochs

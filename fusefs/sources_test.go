@@ -106,7 +106,7 @@ func TestTheRootAnswersWhateverIsAskedOfADirectory(t *testing.T) {
 // Two sources in a mount, of which the second is a directory of the first: what
 // others change reaches the kernel through each, and one that is cut off leaves the other alone.
 func TestTwoSources(t *testing.T) {
-	d := startDaemon(t, "CAGE_TEST_SUB=:sub", "CAGE_TEST_PATIENCE=3s")
+	d := startDaemon(t, "CAGE_TEST_SUB=:sub", "CAGE_TEST_PATIENCE=5s", "CAGE_TEST_TERM=2s")
 	first, second := filepath.Join(d.b, "s1"), filepath.Join(d.b, "s2")
 	change := func(content string) {
 		require.NoError(t, os.WriteFile(filepath.Join(d.a, "sub", "f"), []byte(content), 0o644))
@@ -140,11 +140,16 @@ func TestTwoSources(t *testing.T) {
 	require.NoError(t, f.Sync())
 	shows(byFirst, "by the second")
 
+	g, err := os.Create(filepath.Join(second, "g"))
+	require.NoError(t, err)
+	_, err = g.WriteString("nobody looks at it")
+	require.NoError(t, err)
 	d.ask("down-second b")
-	_, err = f.WriteString(", cut off")
+	_, err = g.WriteString(", cut off")
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
-	change("four")
+	require.NoError(t, g.Close())
+	change("four") // when the leases of the second are over
 	shows(byFirst, "four")
 	list, err := os.ReadDir(d.b)
 	require.NoError(t, err)
@@ -152,6 +157,7 @@ func TestTwoSources(t *testing.T) {
 	_, err = os.ReadDir(second)
 	require.ErrorIs(t, err, unix.ETIMEDOUT)
 	d.ask("up b")
-	shows(byFirst, "four\x00\x00\x00\x00\x00\x00\x00\x00\x00, cut off")
-	shows(bySecond, "four\x00\x00\x00\x00\x00\x00\x00\x00\x00, cut off")
+	shows(bySecond, "four")
+	shows(filepath.Join(first, "sub", "g"), "nobody looks at it, cut off")
+	shows(filepath.Join(second, "g"), "nobody looks at it, cut off")
 }

@@ -18,7 +18,7 @@ func (s *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fus
 		err = s.given(&res.Attr)
 	}
 	if err == nil {
-		s.fillEntry(&out.EntryOut, &res.Attr, false, since)
+		s.fillEntry(&out.EntryOut, &res.Attr, 0, since)
 		err = s.openMade(ctx, in, res.ID, out)
 	}
 	return s.errors.status("tmpfile", err)

@@ -67,7 +67,7 @@ func (s *fileSystem) enter(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.E
 	if err != nil {
 		return s.errors.status("lookup", err)
 	}
-	s.fillEntry(out, &a, true, since)
+	s.fillEntry(out, &a, s.nameValid, since)
 	return fuse.OK
 }
 

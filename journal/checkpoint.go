@@ -345,7 +345,11 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 	}
 	num(uint64(len(ck.sessions)))
 	for id, s := range ck.sessions {
-		num(uint64(id), uint64(s.client), uint64(s.last), bit(s.leased), uint64(s.void.Boot), s.void.Counter, uint64(len(s.results)))
+		num(uint64(id), uint64(s.client), uint64(s.last), bit(s.leased), uint64(len(s.void)))
+		for id, gen := range s.void {
+			num(uint64(id), uint64(gen.Boot), gen.Counter)
+		}
+		num(uint64(len(s.results)))
 		str(s.key)
 		for seq, r := range s.results {
 			num(uint64(seq), uint64(r.code), uint64(r.lsn), uint64(r.id), r.n)
@@ -469,7 +473,10 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 		id := proto.SessionID(d.num())
 		s := newSession(uint32(d.num()), "")
 		s.recorded, s.last = true, proto.Seq(d.num())
-		s.leased, s.void = d.num() == 1, proto.Gen{Boot: uint32(d.num()), Counter: d.num()}
+		s.leased = d.num() == 1
+		for range d.count() {
+			s.voidLease(proto.FileID(d.num()), proto.Gen{Boot: uint32(d.num()), Counter: d.num()})
+		}
 		results := d.count()
 		s.key = d.str()
 		for range results {

@@ -47,8 +47,8 @@ type Options struct {
 	Told func() bool
 	// Sure says that the events are LocalSure. Otherwise Notice may be told of what the journal itself
 	// did, or of nothing, and each change first looks at what it would hide.
-	Sure bool
-	Leases  Leases // nil: there are none
+	Sure   bool
+	Leases Leases // nil: there are none
 	// Changed is called after each applied change, those of clients in order, from
 	// any goroutine: it must not block or call back.
 	Changed func(Applied)

@@ -1,6 +1,10 @@
 package journal
 
 import (
+	"encoding/binary"
+	"maps"
+	"slices"
+
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -20,15 +24,15 @@ type Leases interface {
 	Done(files []proto.FileID)
 }
 
-// SessionLeases says which sessions may have leases, and up to which generation
-// these are void. For the start of the server.
-func (j *Journal) SessionLeases() map[proto.SessionID]proto.Gen {
+// SessionLeases says which sessions may have leases, and of which files those up
+// to a generation are void. For the start of the server.
+func (j *Journal) SessionLeases() map[proto.SessionID]map[proto.FileID]proto.Gen {
 	j.planMu.Lock()
 	defer j.planMu.Unlock()
-	out := make(map[proto.SessionID]proto.Gen)
+	out := make(map[proto.SessionID]map[proto.FileID]proto.Gen)
 	for id, ses := range j.sessions {
 		if ses.leased {
-			out[id] = ses.void
+			out[id] = maps.Clone(ses.void)
 		}
 	}
 	return out
@@ -41,11 +45,29 @@ func (j *Journal) SetLeases(id proto.SessionID) error {
 	return j.recordLeases(&record.Record{Kind: record.Leases, Session: id, Count: 1})
 }
 
-// VoidLeases records, durably, that a session has no leases any more, and that
-// those up to a generation are void for ever. It blocks for a sync of the log.
-func (j *Journal) VoidLeases(id proto.SessionID, upTo proto.Gen) error {
-	return j.recordLeases(&record.Record{Kind: record.Leases, Session: id, Off: uint64(upTo.Boot), Len: upTo.Counter})
+// NoLeases records, durably, that a session has no leases any more. It blocks for
+// a sync of the log.
+func (j *Journal) NoLeases(id proto.SessionID) error {
+	return j.recordLeases(&record.Record{Kind: record.Leases, Session: id})
 }
+
+// VoidLeases records, durably, that a session's leases of files up to a
+// generation are void for ever. It blocks for a sync of the log.
+func (j *Journal) VoidLeases(id proto.SessionID, files []proto.FileID, upTo proto.Gen) error {
+	for part := range slices.Chunk(files, maxVoid) {
+		r := &record.Record{Kind: record.Leases, Session: id, Count: 2, Off: uint64(upTo.Boot), Len: upTo.Counter}
+		for _, f := range part {
+			r.Value = binary.AppendUvarint(r.Value, uint64(f))
+		}
+		if err := j.recordLeases(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxVoid is how many files a record names.
+const maxVoid = 1024
 
 func (j *Journal) recordLeases(r *record.Record) error {
 	j.planMu.Lock()
@@ -69,10 +91,23 @@ func (j *Journal) recordLeases(r *record.Record) error {
 	return j.log.Commit()
 }
 
+// setLeases takes in what a record says.
 func (ses *session) setLeases(r *record.Record) {
-	if ses.leased = r.Count == 1; !ses.leased {
-		ses.void = proto.Gen{Boot: uint32(r.Off), Counter: r.Len}
+	if r.Count != 2 {
+		ses.leased, ses.void = r.Count == 1, nil
+		return
 	}
+	d := decoder{b: r.Value}
+	for len(d.b) > 0 {
+		ses.voidLease(proto.FileID(d.num()), proto.Gen{Boot: uint32(r.Off), Counter: r.Len})
+	}
+}
+
+func (ses *session) voidLease(id proto.FileID, upTo proto.Gen) {
+	if ses.void == nil {
+		ses.void = make(map[proto.FileID]proto.Gen)
+	}
+	ses.void[id] = upTo
 }
 
 // touched are the files that records change, the directories of names included,

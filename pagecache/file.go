@@ -130,6 +130,15 @@ func (f *File) Seen(attr proto.Attr, upto proto.Seq) (kept bool) {
 	return f.freshLocked(attr, upto)
 }
 
+// Renew drops what is cached: the caller has just come to know that nobody else changes
+// the file from now on, and what is here may be from before.
+func (f *File) Renew() {
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	f.unsure = true
+	f.dropFromLocked(0, nil)
+}
+
 // Close takes an Open back; the pages stay for the next.
 func (f *File) Close() {
 	f.c.mu.Lock()

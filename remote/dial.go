@@ -53,7 +53,7 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 	s.useLocked(c, &rep)
 	s.wg.Go(func() { s.keepConnected(c) })
 	s.wg.Go(func() { s.upcalls.run(s.ctx) })
-	if s.Leasing() {
+	if rep.Term > 0 {
 		s.wg.Go(s.keepLeases)
 	}
 	return s, nil

@@ -27,8 +27,8 @@ const (
 	maxIdle    = 64 // write leases that are made read leases at a time
 )
 
-// Leasing reports whether the server gives this session leases. It never changes.
-func (s *Session) Leasing() bool { return s.first.Term > 0 }
+// Leasing reports whether the server's replies give this session leases. It never changes.
+func (s *Session) Leasing() bool { return s.o.Leases && s.first.Term > 0 }
 
 // Holds reports whether the session has a lease of a file that includes mode.
 func (s *Session) Holds(id proto.FileID, mode proto.LeaseMode) bool {
@@ -109,6 +109,18 @@ func (s *Session) granted(a *proto.Attr) {
 	}
 }
 
+// grantedEntries is granted for a part of a listing.
+func (s *Session) grantedEntries(entries []proto.DirEntry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range entries {
+		a := &entries[i].Attr
+		if a.Lease.Mode != proto.NoLease && !s.grantedLocked(a.ID, a.Lease) {
+			a.Lease = proto.Lease{}
+		}
+	}
+}
+
 func (s *Session) grantedLocked(id proto.FileID, l proto.Lease) bool {
 	ok, back := s.leases.Granted(id, l)
 	if back && !s.over {
@@ -182,7 +194,7 @@ func (s *Session) looked(m *wire.Peek) {
 func (s *Session) Settled() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.over && s.Leasing() {
+	if !s.over {
 		s.urgentLocked(wire.OpSettled, &wire.Empty{})
 	}
 }
@@ -225,6 +237,9 @@ func (s *Session) resumedLeasesLocked(req *wire.HelloReq, rep *wire.HelloRep) {
 	for i, n := range rep.Lost {
 		lost[i] = int(n)
 		id := claims[n].ID
+		if claims[n].Mode != proto.WriteLease {
+			continue
+		}
 		s.o.Log.Warn().Stringer("file", id).Msg("a write lease is lost")
 		s.log.Fence(id, rep.Applied, status.Newf(status.LostLock, "write", id.String(), "it was written under a lease that is lost"))
 	}
@@ -236,9 +251,7 @@ func (s *Session) resumedLeasesLocked(req *wire.HelloReq, rep *wire.HelloRep) {
 	} else {
 		s.upcalls.missed()
 	}
-	if s.Leasing() {
-		s.urgentLocked(wire.OpSettled, &wire.Empty{})
-	}
+	s.urgentLocked(wire.OpSettled, &wire.Empty{})
 }
 
 // maxClearings is how often a change is begun again for which leases are needed.
@@ -300,7 +313,7 @@ func (s *Session) logLeased(ctx context.Context, id proto.Ident, op *proto.Write
 
 // pingPause is how much silence there may be on a connection before a ping.
 func (s *Session) pingPause() time.Duration {
-	if !s.Leasing() {
+	if s.first.Term == 0 { // it only lists exports
 		return pingAfter
 	}
 	return min(pingAfter, max(time.Duration(s.first.Term)*time.Millisecond/4, time.Millisecond))

@@ -50,6 +50,9 @@ func (s *Session) Open(ctx context.Context, h wire.ReqHeader, id proto.FileID, f
 	if err = wire.DecodeReply(r.h, r.payload, &rep); err == nil {
 		err = believeAttr(&rep.Attr, id)
 	}
+	if err == nil {
+		s.granted(&rep.Attr)
+	}
 	s.recycle(r.payload)
 	s.mu.Lock()
 	defer s.mu.Unlock()

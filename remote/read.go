@@ -39,6 +39,9 @@ func (s *Session) attr(ctx context.Context, op wire.Opcode, req wire.Message, ob
 	if err == nil {
 		err = believeAttr(&rep.Attr, id)
 	}
+	if err == nil {
+		s.granted(&rep.Attr)
+	}
 	return rep.Attr, err
 }
 
@@ -49,6 +52,9 @@ func (s *Session) ReadDir(ctx context.Context, h wire.ReqHeader, id proto.FileID
 	err := s.roundTrip(ctx, wire.OpReadDir, req, &rep, id.String())
 	if err == nil {
 		err = believeEntries(&rep, cookie)
+	}
+	if err == nil && plus {
+		s.grantedEntries(rep.Entries)
 	}
 	return rep, err
 }

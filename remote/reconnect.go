@@ -116,7 +116,7 @@ func (s *Session) tryConnect() *conn {
 		s.lostLocksLocked(req.Locks, rep.LostLocks, rep.Applied)
 		s.leases.Answered(began)
 	} else if s.o.Export != "" { // a client that only lists exports has no session
-		s.leases.Drop()
+		s.leases.Drop(rep.Void)
 		s.leases.Answered(began)
 		s.lostLocked()
 		s.upcalls.reset()

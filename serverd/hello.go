@@ -193,9 +193,7 @@ func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err erro
 	sess.replaceOpens(m.Opens, c.grant)
 	exp.Journal.Returned(sess.id)
 	rep.LostLocks = c.resumeLocks(m, rep)
-	if m.Leases {
-		rep.Term = uint32(exp.Leases.term.Milliseconds())
-	}
+	rep.Term = uint32(exp.Leases.term.Milliseconds())
 	if rep.Lost, rep.Void, err = exp.Leases.enter(sess.id, m.Leases, c.out, m.Claims); err != nil {
 		exp.Feed.unsubscribe(c.out)
 		exp.locks.leave(sess.id, c.out)

@@ -15,11 +15,15 @@ import (
 	"cagefs.dev/cage/serverd/lease"
 )
 
-// maxLeases is how many leases a session may have, about.
-const maxLeases = 100_000
+// maxLeases is how many leases a session may have, about: as many as it can name when it comes back.
+const maxLeases = wire.MaxClaims
 
-// leaseTick is how often time is looked at while it matters.
-const leaseTick = 100 * time.Millisecond
+// leaseTick is how often time is looked at while somebody waits, leaseLook how
+// many of these pass else.
+const (
+	leaseTick = 100 * time.Millisecond
+	leaseLook = 10
+)
 
 // Leases is the leases of an export: package lease with its clock, its journal
 // and its connections. Its journal asks it before each change
@@ -65,11 +69,11 @@ func (l *Leases) begin(j *journal.Journal, term time.Duration, drop func(proto.S
 func (l *Leases) run(ctx context.Context) {
 	ticker := time.NewTicker(leaseTick)
 	defer ticker.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-ticker.C:
 			l.mu.Lock()
-			if l.table.Busy() {
+			if l.table.Busy() || n%leaseLook == 0 {
 				l.doLocked(l.table.Tick(boottime.Now()))
 			}
 			l.mu.Unlock()
@@ -98,7 +102,7 @@ func (l *Leases) doLocked(actions []lease.Action) {
 				ch <- a.Gens
 			}
 		case lease.Fence:
-			l.tasks.Go(func() { l.fence(a.Session, a.Gen) })
+			l.tasks.Go(func() { l.fence(a) })
 		case lease.Drop:
 			l.log.Warn().Str("session", sessionText(a.Session)).Msg("it does not give back leases, and loses them")
 			l.drop(a.Session)
@@ -106,18 +110,27 @@ func (l *Leases) doLocked(actions []lease.Action) {
 	}
 }
 
-// fence records that a session's leases are void and then takes them away. Where
+// fence records that leases of a session are void and then takes them away. Where
 // it cannot be recorded, they stay, and who waits for them does.
-func (l *Leases) fence(id proto.SessionID, upTo proto.Gen) {
-	if err := l.journal.VoidLeases(id, upTo); err != nil && status.Of(err) != status.LostSession {
-		l.log.Error().Err(err).Str("session", sessionText(id)).Msg("the end of its leases cannot be recorded")
+func (l *Leases) fence(a lease.Action) {
+	var err error
+	if len(a.Files) > 0 {
+		err = l.journal.VoidLeases(a.Session, a.Files, a.Gen)
+	} else {
+		err = l.journal.NoLeases(a.Session)
+	}
+	if err != nil && status.Of(err) != status.LostSession && status.Of(err) != status.Unsupported {
+		l.log.Error().Err(err).Str("session", sessionText(a.Session)).Msg("the end of its leases cannot be recorded")
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.known, id)
-	l.log.Info().Str("session", sessionText(id)).Msg("leases of a silent session are void")
-	l.doLocked(l.table.Fenced(id, upTo, boottime.Now()))
+	if len(a.Files) == 0 {
+		delete(l.known, a.Session)
+		l.drop(a.Session) // coming back, it is recorded again
+	}
+	l.log.Info().Str("session", sessionText(a.Session)).Int("files", len(a.Files)).Msg("leases of a silent session are void")
+	l.doLocked(l.table.Fenced(a, boottime.Now()))
 }
 
 // barred reports whether a session has to wait before it gets a connection.
@@ -130,19 +143,13 @@ func (l *Leases) barred(id proto.SessionID) bool {
 // enter is the beginning of a session's connection. uses says that its replies
 // may give leases. It blocks for a sync of the journal the first time.
 func (l *Leases) enter(id proto.SessionID, uses bool, q *outq, claims []wire.Claim) (lost []uint32, void proto.Gen, err error) {
-	l.mu.Lock()
-	known := l.known[id]
-	l.mu.Unlock()
-	if uses && !known {
-		if err := l.journal.SetLeases(id); err != nil {
+	if uses {
+		if err := l.record(id); err != nil {
 			return nil, void, err
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if uses {
-		l.known[id] = true
-	}
 	l.out[id] = q
 	list := make([]lease.Claim, len(claims))
 	for i, c := range claims {
@@ -154,6 +161,24 @@ func (l *Leases) enter(id proto.SessionID, uses bool, q *outq, claims []wire.Cla
 		lost = append(lost, uint32(i))
 	}
 	return lost, void, nil
+}
+
+// record makes sure that the journal knows that a session may have leases. It
+// blocks for a sync of the journal the first time.
+func (l *Leases) record(id proto.SessionID) error {
+	l.mu.Lock()
+	known := l.known[id]
+	l.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := l.journal.SetLeases(id); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.known[id] = true
+	return nil
 }
 
 // leave is the end of a session's connection. Idempotent.

@@ -24,6 +24,17 @@ func acquire(c *call, m *wire.AcquireReq) (wire.Message, error) {
 			return nil, status.Invalid
 		}
 	}
+	for _, w := range m.Wants {
+		if w.Mode != proto.WriteLease {
+			continue
+		}
+		// One that is not recorded yet changes nothing before it is, and what it
+		// acknowledges before that is lost with the server.
+		if err := c.exp.Leases.record(c.sess.id); err != nil && status.Of(err) != status.Unsupported {
+			return nil, err
+		}
+		break
+	}
 	gens, err := c.exp.Leases.wait(c.c.waiting, c.sess.id, m.Wants)
 	if err != nil {
 		return nil, c.notHere(err)

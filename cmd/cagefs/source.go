@@ -16,6 +16,7 @@ import (
 	"cagefs.dev/cage/fusefs"
 	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/auth"
+	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -76,8 +77,10 @@ func (d *daemon) sessionOptions(i int, keys *auth.Keyring) remote.Options {
 	return remote.Options{
 		Addr: s.Addr(), Export: export, ReadOnly: o.readOnly,
 		Keys: keys, Software: cli.Software("cagefs"), Patience: o.soft, Budget: int64(o.dirtySize), DataPort: true, Log: d.log,
-		Changed: func(c wire.Changed) { tell(func(m *fusefs.Mounted) { m.Changed(i, c) }) },
-		Reset:   func() { tell(func(m *fusefs.Mounted) { m.Reset(i) }) },
+		Changed:  func(c wire.Changed) { tell(func(m *fusefs.Mounted) { m.Changed(i, c) }) },
+		Leases:   true,
+		Recalled: func(r lease.Recall) { tell(func(m *fusefs.Mounted) { m.Recalled(i, r) }) }, // else it comes again
+		Reset:    func() { tell(func(m *fusefs.Mounted) { m.Reset(i) }) },
 		Written: func(id proto.FileID, change proto.LSN) {
 			tell(func(m *fusefs.Mounted) { m.Written(i, id, change) })
 		},

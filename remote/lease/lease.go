@@ -236,17 +236,21 @@ func (t *Table) Idle(before time.Duration, most int) (out []Recall) {
 	return out
 }
 
-// Claim is a write lease to go on with after a reconnect.
+// Claim is a lease to go on with after a reconnect.
 type Claim struct {
-	ID  proto.FileID
-	Gen proto.Gen
+	ID   proto.FileID
+	Gen  proto.Gen
+	Mode proto.LeaseMode
 }
 
-// Claims are the write leases, at most so many, in order.
+// Claims are the leases, at most so many, those for writing first, in order.
 func (t *Table) Claims(most int) (out []Claim) {
-	for _, id := range slices.Sorted(maps.Keys(t.held)) {
-		if h := t.held[id]; h.mode == proto.WriteLease && len(out) < most {
-			out = append(out, Claim{id, h.gen})
+	ids := slices.Sorted(maps.Keys(t.held))
+	for _, mode := range []proto.LeaseMode{proto.WriteLease, proto.ReadLease} {
+		for _, id := range ids {
+			if h := t.held[id]; h.mode == mode && len(out) < most {
+				out = append(out, Claim{id, h.gen, mode})
+			}
 		}
 	}
 	return out
@@ -291,11 +295,11 @@ func (t *Table) Expire(now time.Duration) bool {
 	return n > 0
 }
 
-// Drop forgets all leases: the session is a new one.
-func (t *Table) Drop() {
+// Drop forgets all leases: the session is a new one, of which all up to void are void.
+func (t *Table) Drop(void proto.Gen) {
 	clear(t.held)
 	clear(t.recalled)
-	t.until, t.floor = 0, proto.Gen{}
+	t.until, t.floor = 0, void
 }
 
 // Count is how many leases there are.

@@ -103,7 +103,7 @@ type Attr struct {
 	Mtime  Time
 	Ctime  Time
 	Btime  Time
-	Change LSN // number of the last change of this file, also of its entries
+	Change LSN   // number of the last change of this file, also of its entries
 	Lease  Lease // that the reply gives the session with them
 }
 

@@ -108,7 +108,7 @@
 //	list                       MaxEntries  1024
 //	opens of a hello           MaxOpens    65536
 //	locks of a session         MaxLocks    8192
-//	claims of a hello          MaxClaims   8192
+//	claims of a hello          MaxClaims   65536
 //	leases wanted at once      MaxWants    1024
 //	leases that a change needs MaxNeeds    16
 //	cut list                   MaxList     1 MiB

@@ -17,7 +17,7 @@ const (
 	MaxEntries = 1024                 // elements of a list, where nothing else is said
 	MaxOpens   = 1 << 16              // files that a resuming client may list as open
 	MaxLocks   = 8192                 // locks of a session
-	MaxClaims  = 8192                 // write leases that a client which comes back can name
+	MaxClaims  = 65536                // leases that a client which comes back can name
 	MaxWants   = 1024                 // leases that are asked for at once
 	MaxNeeds   = 16                   // leases that one change needs
 	MaxSecret  = 64                   // bytes of a join's secret

@@ -2,17 +2,20 @@ package wire
 
 import "cagefs.dev/cage/remote/proto"
 
-// Claim is a write lease that a client which comes back has.
+// Claim is a lease that a client which comes back has.
 type Claim struct {
-	ID  proto.FileID
-	Gen proto.Gen
+	ID   proto.FileID
+	Gen  proto.Gen
+	Mode proto.LeaseMode
 }
 
-const claimLeast = 3 // bytes
+const claimLeast = 4 // bytes
 
-func appendClaim(b []byte, m Claim) []byte { return appendGen(appendInt(b, m.ID), m.Gen) }
+func appendClaim(b []byte, m Claim) []byte {
+	return appendInt(appendGen(appendInt(b, m.ID), m.Gen), uint8(m.Mode))
+}
 
-func (c *Cursor) claim() Claim { return Claim{ID: c.fid(), Gen: c.gen()} }
+func (c *Cursor) claim() Claim { return Claim{ID: c.fid(), Gen: c.gen(), Mode: c.leaseMode()} }
 
 // AcquireReq asks for leases on files, all at once; it is answered when they are
 // had. NoLease asks for a look: the answer comes when what others have

@@ -16,7 +16,7 @@ type HelloReq struct {
 	Opens    []proto.FileID  // resuming: files that are held open (kept or kept as orphans), at most MaxOpens
 	Locks    []Lock          // resuming: what is locked, at most MaxLocks; the server gives the rest up
 	Leases   bool            // replies may give leases, and are asked for back
-	Claims   []Claim         // resuming: the write leases that the session has, at most MaxClaims
+	Claims   []Claim         // resuming: the leases that the session has, at most MaxClaims
 }
 
 // Append implements Message.

@@ -138,7 +138,7 @@ const (
 func (t *Table) Admit(id proto.SessionID, gen proto.Gen, files []proto.FileID) Verdict {
 	s := t.sessions[id]
 	if gen != (proto.Gen{}) {
-		if s == nil || s.fencing || gen.Compare(s.void) <= 0 {
+		if s == nil || s.fencing {
 			return Void
 		}
 		h := s.holdings[files[0]]

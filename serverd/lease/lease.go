@@ -24,7 +24,8 @@
 // 0.97 of the term after it sent the last request that was answered, and the
 // server takes none away before a whole term after it got one (Gray and
 // Cheriton 1989, with a margin for clocks that go differently). Taking it away
-// is recorded first (Fence), so that no restart brings it back. After a restart
+// is recorded first (Fence), so that no restart brings it back; what nobody else wants stays with
+// a session that is silent, for it may have changes under it that it could not deliver. After a restart
 // there is a grace time until each session that had leases came back and said
 // what it holds, or a term has passed: meanwhile nothing is given and nobody reads.
 //
@@ -59,7 +60,8 @@ const (
 	Peek
 	// Ready ends a Wait. Gens are the leases, one for each Want; zero where none was wanted.
 	Ready
-	// Fence asks to record that the session's leases up to Gen are void. Fenced follows.
+	// Fence asks to record that the session's leases of Files up to Gen are void; without Files, that all of
+	// its leases are. Fenced follows.
 	Fence
 	// Drop asks to end the session's connection and to let it have none before
 	// the Fence that follows: it does not give back what it is asked for.
@@ -76,6 +78,7 @@ type Action struct {
 	Num     uint64
 	Wait    WaitID
 	Gens    []proto.Gen
+	Files   []proto.FileID
 }
 
 // Resend is how often a recall that is not answered is sent.
@@ -88,8 +91,8 @@ type Options struct {
 	Limit int           // leases of a session; beyond, the oldest are recalled
 	Now   time.Duration // the time of the start
 	// Before are the sessions that may have had leases when the server ended,
-	// with the generation up to which these are void.
-	Before map[proto.SessionID]proto.Gen
+	// with the files of which those up to a generation are void.
+	Before map[proto.SessionID]map[proto.FileID]proto.Gen
 }
 
 // Table is all leases of an export.
@@ -110,9 +113,9 @@ type session struct {
 	id       proto.SessionID
 	heard    time.Duration // when its last request came
 	holdings map[proto.FileID]*holding
-	order    []given   // as the leases were given, also such as are returned
-	void     proto.Gen // leases up to this one are not its own any more
-	pressed  int       // holdings that are recalled or looked at
+	order    []given                    // as the leases were given, also such as are returned
+	void     map[proto.FileID]proto.Gen // leases up to these are not its own any more
+	pressed  int                        // holdings that are recalled or looked at
 	progress time.Duration
 
 	condemned bool // it does not give back what it is asked for, or is ended

@@ -11,7 +11,7 @@ import (
 
 const term = 20 * time.Second
 
-func newTable(before map[proto.SessionID]proto.Gen, sessions ...proto.SessionID) *Table {
+func newTable(before map[proto.SessionID]map[proto.FileID]proto.Gen, sessions ...proto.SessionID) *Table {
 	t := New(Options{Boot: 2, Term: term, Limit: 1000, Before: before})
 	for _, s := range sessions {
 		t.Begin(s, nil, 0)
@@ -78,22 +78,21 @@ func TestSilentHolderIsFenced(t *testing.T) {
 	fence := only(Fence, tab.Tick(5*time.Second+term))
 	require.Len(t, fence, 1)
 	require.True(t, tab.Barred(1))
-	require.Len(t, only(Ready, tab.Fenced(1, fence[0].Gen, 26*time.Second)), 1)
-	lost, void, _ := tab.Begin(1, []Claim{{9, fence[0].Gen}}, 27*time.Second)
+	require.Len(t, only(Ready, tab.Fenced(fence[0], 26*time.Second)), 1)
+	lost, _, _ := tab.Begin(1, []Claim{{9, fence[0].Gen, proto.WriteLease}}, 27*time.Second)
 	require.Equal(t, []int{0}, lost)
-	require.Equal(t, fence[0].Gen, void)
 }
 
 // In the grace time nobody is given anything; who comes back has what it had,
 // and who does not is fenced.
 func TestGrace(t *testing.T) {
-	tab := newTable(map[proto.SessionID]proto.Gen{1: {}, 2: {Boot: 1, Counter: 7}})
+	tab := newTable(map[proto.SessionID]map[proto.FileID]proto.Gen{1: nil, 2: {8: {Boot: 1, Counter: 7}}})
 	tab.Begin(3, nil, 0)
 	require.Empty(t, tab.Wait(WaitID{3, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0))
 	require.Equal(t, Again, tab.Admit(3, proto.Gen{}, []proto.FileID{9}))
-	lost, _, _ := tab.Begin(1, []Claim{{9, proto.Gen{Boot: 1, Counter: 3}}}, time.Second)
+	lost, _, _ := tab.Begin(1, []Claim{{9, proto.Gen{Boot: 1, Counter: 3}, proto.WriteLease}}, time.Second)
 	require.Empty(t, lost)
-	lost, _, _ = tab.Begin(2, []Claim{{8, proto.Gen{Boot: 1, Counter: 6}}}, time.Second)
+	lost, _, _ = tab.Begin(2, []Claim{{8, proto.Gen{Boot: 1, Counter: 6}, proto.ReadLease}}, time.Second)
 	require.Equal(t, []int{0}, lost, "it was fenced before the restart")
 	require.Empty(t, tab.Settled(1, time.Second))
 	require.Len(t, only(Recall, tab.Settled(2, time.Second)), 1, "the grace time is over with the last who was missing")

@@ -30,15 +30,16 @@ func (t *Table) Barred(id proto.SessionID) bool {
 	return s != nil && (s.condemned || s.fencing)
 }
 
-// Claim is a write lease that a session which comes back says it has.
+// Claim is a lease that a session which comes back says it has.
 type Claim struct {
-	ID  proto.FileID
-	Gen proto.Gen
+	ID   proto.FileID
+	Gen  proto.Gen
+	Mode proto.LeaseMode
 }
 
 // Begin says that a session is there, anew or again; it is not Barred. lost are
-// the claims that are not true: what was logged under these leases is refused. void is the generation up to which
-// all other leases of the session are void. A claim from before a restart holds only in the grace time after it,
+// the claims that are not true: what was logged under these leases is refused. All other leases up to void,
+// that is all that are not claimed, are void. A claim from before a restart holds only in the grace time after it,
 // which goes on until Settled.
 func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lost []int, void proto.Gen, out []Action) {
 	s := t.sessions[id]
@@ -47,24 +48,30 @@ func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lo
 		t.sessions[id] = s
 	}
 	s.heard = max(s.heard, now)
+	claimed := make(map[proto.FileID]bool, len(claims))
 	for i, c := range claims {
-		if !t.claim(s, c) {
+		claimed[c.ID] = t.claim(s, c)
+		if !claimed[c.ID] {
 			lost = append(lost, i)
 		}
 	}
-	void = s.void
-	if start := (proto.Gen{Boot: t.o.Boot}); void.Compare(start) < 0 {
-		void = start
+	for _, h := range s.sorted() {
+		if !claimed[h.id] { // its grant never arrived
+			t.drop(h, now)
+			t.promote(h.id, now)
+			continue
+		}
+		h.sent = 0 // what was asked of it may have been lost with its connection
 	}
-	for _, h := range s.sorted() { // what was asked of it may have been lost with its connection
-		h.sent = 0
-	}
-	return lost, void, t.take()
+	return lost, proto.Gen{Boot: t.o.Boot, Counter: t.counter}, t.take()
 }
 
 // Settled says that a session relies on nothing from before a restart but what
 // Begin left it: the grace time does not wait for it any more.
 func (t *Table) Settled(id proto.SessionID, now time.Duration) []Action {
+	if s := t.sessions[id]; s != nil {
+		s.void = nil // it knows
+	}
 	if t.absent[id] {
 		t.returned(id, now)
 	}
@@ -73,18 +80,21 @@ func (t *Table) Settled(id proto.SessionID, now time.Duration) []Action {
 
 // claim is one of Begin's.
 func (t *Table) claim(s *session, c Claim) bool {
-	if h := s.holdings[c.ID]; h != nil && h.mode == proto.WriteLease && c.Gen.Compare(h.first) >= 0 && c.Gen.Compare(h.gen) <= 0 {
-		return true
+	if h := s.holdings[c.ID]; h != nil {
+		return h.mode >= c.Mode && c.Gen.Compare(h.gen) <= 0 && (c.Mode != proto.WriteLease || c.Gen.Compare(h.first) >= 0)
 	}
-	if !t.absent[s.id] || c.Gen.Boot >= t.o.Boot || c.Gen.Compare(s.void) <= 0 {
+	if !t.absent[s.id] || c.Gen.Boot >= t.o.Boot || c.Gen.Compare(s.void[c.ID]) <= 0 {
 		return false
 	}
 	f := t.file(c.ID)
-	if len(f.holders) > 0 || f.changing > 0 {
+	if c.Mode == proto.NoLease || !f.allows(s.id, c.Mode) {
 		t.tidy(c.ID)
 		return false
 	}
-	h := &holding{id: c.ID, s: s, mode: proto.WriteLease, gen: c.Gen, first: c.Gen}
+	h := &holding{id: c.ID, s: s, mode: c.Mode, gen: c.Gen}
+	if c.Mode == proto.WriteLease {
+		h.first = c.Gen
+	}
 	f.holders[s.id], s.holdings[c.ID] = h, h
 	s.order = append(s.order, given{c.ID, c.Gen})
 	return true
@@ -157,6 +167,8 @@ func (t *Table) Tick(now time.Duration) []Action {
 			}
 		case s.condemned || s.pressed > 0:
 			t.tickSession(s, now)
+		case now >= s.heard+t.o.Term && !t.absent[id] && s.onlyReads():
+			t.fence(s) // nothing of it is pressed: all goes
 		}
 	}
 	return t.take()
@@ -186,22 +198,43 @@ func (t *Table) tickSession(s *session, now time.Duration) {
 	}
 }
 
-// fence begins to take away all that a session has.
+// fence begins to take away what others want of a session, or all that one has
+// which did not come back after a restart.
 func (t *Table) fence(s *session) {
 	s.fencing = true
-	t.do(Action{Kind: Fence, Session: s.id, Gen: proto.Gen{Boot: t.o.Boot, Counter: t.counter}})
+	a := Action{Kind: Fence, Session: s.id, Gen: proto.Gen{Boot: t.o.Boot, Counter: t.counter}}
+	if !t.absent[s.id] {
+		for _, h := range s.sorted() {
+			if h.pressed() {
+				a.Files = append(a.Files, h.id)
+			}
+		}
+	}
+	t.do(a)
 }
 
-// Fenced says that a Fence is recorded, for ever.
-func (t *Table) Fenced(id proto.SessionID, upTo proto.Gen, now time.Duration) []Action {
-	s := t.sessions[id]
+// Fenced says that a Fence is recorded, for ever. Read leases go with those of
+// the Files: the session does not rely on any when its term is over.
+func (t *Table) Fenced(f Action, now time.Duration) []Action {
+	s := t.sessions[f.Session]
 	if s == nil || !s.fencing {
 		return nil
 	}
-	s.fencing, s.condemned, s.void = false, false, upTo
-	t.strip(s, now)
-	if t.absent[id] {
-		t.returned(id, now)
+	s.fencing, s.condemned = false, false
+	for _, id := range f.Files {
+		if s.void == nil {
+			s.void = make(map[proto.FileID]proto.Gen)
+		}
+		s.void[id] = f.Gen
+	}
+	for _, h := range s.sorted() {
+		if len(f.Files) == 0 || h.mode == proto.ReadLease || slices.Contains(f.Files, h.id) {
+			t.drop(h, now)
+			t.promote(h.id, now)
+		}
+	}
+	if t.absent[f.Session] {
+		t.returned(f.Session, now)
 	}
 	return t.take()
 }
@@ -231,6 +264,16 @@ func (t *Table) Leases(id proto.SessionID) (read, write int) {
 		}
 	}
 	return read, write
+}
+
+// onlyReads reports whether a session has leases, but none for writing.
+func (s *session) onlyReads() bool {
+	for _, h := range s.holdings {
+		if h.mode == proto.WriteLease {
+			return false
+		}
+	}
+	return len(s.holdings) > 0
 }
 
 // sorted is a session's leases in the order of their files.

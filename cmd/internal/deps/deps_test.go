@@ -32,7 +32,7 @@ type pkg struct {
 // than tests may import. remote/proto and remote/status are open to all but
 // those that stand in bare.
 var allowed = map[string][]string{
-	"cmd/cagefs":           {"fusefs", "pagecache", "remote", "remote/auth", "remote/page", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
+	"cmd/cagefs":           {"fusefs", "pagecache", "remote", "remote/auth", "remote/lease", "remote/page", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/cageserverd":      {"serverd", "journal", "journal/vfs", "remote/auth", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/cagejournal":      {"journal", "journal/replay", "journal/vfs", "remote", "remote/auth", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/internal/cli":     {},
@@ -41,7 +41,7 @@ var allowed = map[string][]string{
 	"cmd/internal/differ":  {},
 	"cmd/internal/e2e":     {"cmd/internal/cli", "cmd/internal/differ"},
 	"cmd/internal/sim":     {"remote/lease", "serverd/lease"},
-	"fusefs":               {"pagecache", "remote", "remote/lockset", "remote/page", "remote/wire"},
+	"fusefs":               {"pagecache", "remote", "remote/lease", "remote/lockset", "remote/page", "remote/wire"},
 	"pagecache":            {"pagecache/evict", "remote/page"},
 	"pagecache/evict":      {},
 	"remote":               {"remote/auth", "remote/boottime", "remote/lease", "remote/lockset", "remote/oplog", "remote/page", "remote/wire"},

@@ -1,0 +1,213 @@
+package fusefs
+
+import (
+	"context"
+	"slices"
+
+	"cagefs.dev/cage/remote/lease"
+	"cagefs.dev/cage/remote/proto"
+)
+
+// Giving back a lease of a file means that the kernel drops its pages. For that
+// it waits for the reads that are on their way, for it holds their pages locked;
+// so these must be answered, although the lease is about to go. Others must not
+// be: the kernel would keep what they bring. Which is which nobody tells, so:
+//
+//	the kernel drops its pages of a range   reads in the range are answered, and noted
+//	it has dropped them                     reads wait for a new lease
+//	were any noted?                         then once more, for their ranges alone
+//
+// A read outside the range can wait: nothing waits for it. What is read meanwhile
+// comes from the server, on which nothing changes before the lease is given back.
+
+// pass is such a drop under way.
+type pass struct {
+	ranges []bytesRange
+	late   []bytesRange // reads that were answered
+}
+
+// bytesRange is bytes from off up to end.
+type bytesRange struct{ off, end int64 }
+
+func (p *pass) has(r bytesRange) bool {
+	return slices.ContainsFunc(p.ranges, func(q bytesRange) bool { return r.off < q.end && q.off < r.end })
+}
+
+// everything is all bytes that a file can have.
+var everything = bytesRange{0, 1<<63 - 1}
+
+// recalled takes a recall: what is on its way to the kernel is not to be believed.
+func (s *fileSystem) recalled(r lease.Recall) {
+	if ino := s.inodes.known(r.ID); ino != nil {
+		ino.names.Add(1)
+		ino.noCaps.Store(0)
+	}
+	s.notify.put(r.ID, news{recall: &r})
+}
+
+// revoke makes cache and kernel forget a file and gives the lease back. It is the
+// dispatcher's: requests in the works may wait for it, and it for reads.
+func (s *fileSystem) revoke(id proto.FileID, r lease.Recall) {
+	s.cache.Forget(s.key(id))
+	ino := s.inodes.known(id)
+	if node, ok := s.inodes.node(id); ok && (ino != nil || s.inodes.mayKnow(id)) {
+		s.notified.Add(1)
+		switch {
+		case ino == nil:
+			s.kernel.data(node)
+			s.kernel.epoch()
+		case ino.isDir() || ino.mode.Load() == 0:
+			s.kernel.attrs(node)
+			s.kernel.epoch()
+		default:
+			s.dropPages(ino)
+		}
+	}
+	s.session.Return(r)
+}
+
+// dropPages makes the kernel forget the attributes and pages of a file.
+func (s *fileSystem) dropPages(ino *inode) {
+	s.kernel.attrs(ino.node)
+	ranges := []bytesRange{everything}
+	for len(ranges) > 0 {
+		ino.mu.Lock()
+		p := &pass{ranges: ranges}
+		ino.pass = p
+		if ino.began != nil {
+			close(ino.began)
+			ino.began = nil
+		}
+		ino.mu.Unlock()
+		for _, r := range ranges {
+			if r == everything {
+				s.kernel.data(ino.node)
+			} else {
+				s.kernel.hole(ino.node, r.off, r.end-r.off)
+			}
+		}
+		ino.mu.Lock()
+		ino.pass, ranges = nil, p.late
+		ino.mu.Unlock()
+	}
+}
+
+// mayRead returns when bytes may be read through a file: when there is a lease,
+// or the kernel waits for the read to drop its pages.
+func (s *fileSystem) mayRead(ctx context.Context, f *openFile, off, n int64) error {
+	if !s.leasing {
+		return nil
+	}
+	ino, want := f.ino, bytesRange{off, off + n}
+	for {
+		ino.mu.Lock()
+		if ino.pass != nil && ino.pass.has(want) {
+			ino.pass.late = append(ino.pass.late, want)
+			ino.mu.Unlock()
+			return nil
+		}
+		if ino.began == nil {
+			ino.began = make(chan struct{})
+		}
+		began := ino.began
+		ino.mu.Unlock()
+		if n, _ := s.session.Tenure(ino.id); n != 0 {
+			s.renew(f, n)
+			return nil
+		}
+		if err := s.acquire(ctx, ino, proto.ReadLease, began); err != nil {
+			return err
+		}
+	}
+}
+
+// acquire asks for a lease, and returns when it came or the kernel began to drop pages.
+func (s *fileSystem) acquire(ctx context.Context, ino *inode, mode proto.LeaseMode, began <-chan struct{}) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan error, 1)
+	s.tasks.Go(func() {
+		release, err := s.session.Acquire(ctx, []proto.Want{{ID: ino.id, Mode: mode}})
+		if err == nil {
+			release()
+		}
+		done <- err
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-began:
+		return nil
+	}
+}
+
+// mayWrite returns when there is the write lease. Writes do not lock the
+// kernel's pages: see opened.
+func (s *fileSystem) mayWrite(ctx context.Context, f *openFile) error {
+	if !s.leasing || s.session.Holds(f.ino.id, proto.WriteLease) {
+		s.renewed(f)
+		return nil
+	}
+	release, err := s.session.Acquire(ctx, []proto.Want{{ID: f.ino.id, Mode: proto.WriteLease}})
+	if err != nil {
+		return err
+	}
+	s.renewed(f)
+	release()
+	return nil
+}
+
+func (s *fileSystem) renewed(f *openFile) {
+	if !s.leasing {
+		return
+	}
+	if n, _ := s.session.Tenure(f.ino.id); n != 0 {
+		s.renew(f, n)
+	}
+}
+
+// underLease takes in that a file was opened with attributes by which its cached
+// pages were compared: they are good under the lease that came with these, if
+// there was no recall since; and if it is no other.
+func (s *fileSystem) underLease(f *openFile, a *proto.Attr, news uint64) bool {
+	if !s.leasing {
+		return true
+	}
+	n, _ := s.session.Tenure(f.ino.id)
+	if f.ino.names.Load() != news {
+		f.file.Renew()
+		return false
+	}
+	if a.Lease.Mode != proto.NoLease {
+		f.ino.tenure.Store(n)
+	}
+	return true
+}
+
+// renew drops what is cached of a file from before the present tenure of its lease.
+func (s *fileSystem) renew(f *openFile, tenure uint64) {
+	ino := f.ino
+	if ino.tenure.Load() == tenure {
+		return
+	}
+	ino.fresh.Lock()
+	defer ino.fresh.Unlock()
+	if ino.tenure.Load() != tenure {
+		f.file.Renew()
+		ino.tenure.Store(tenure)
+	}
+}
+
+// ordered makes sure that whoever reads a file after an fsync that follows sees
+// also what was stored through a mapping, about which nobody was asked.
+func (s *fileSystem) ordered(ctx context.Context, id proto.FileID) (release func(), err error) {
+	ino := s.inodes.known(id)
+	if !s.leasing || ino == nil || !ino.mapped.Swap(false) {
+		return func() {}, nil
+	}
+	release, err = s.session.Acquire(ctx, []proto.Want{{ID: id, Mode: proto.WriteLease}})
+	if err != nil {
+		ino.mapped.Store(true)
+	}
+	return release, err
+}
