@@ -3,6 +3,7 @@ module cagefs.dev/cage
 go 1.26.0
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/rs/zerolog v1.35.1
 	github.com/spf13/pflag v1.0.10

@@ -39,7 +39,8 @@ var allowed = map[string][]string{
 	"cmd/internal/control": {},
 	"cmd/internal/deps":    {},
 	"cmd/internal/differ":  {},
-	"cmd/internal/e2e":     {"cmd/internal/cli", "cmd/internal/differ"},
+	"cmd/internal/e2e":     {"cmd/internal/cli", "cmd/internal/differ", "cmd/internal/history"},
+	"cmd/internal/history": {},
 	"cmd/internal/sim":     {"remote/lease", "serverd/lease"},
 	"fusefs":               {"pagecache", "remote", "remote/lease", "remote/lockset", "remote/page", "remote/wire"},
 	"pagecache":            {"pagecache/evict", "remote/page"},
@@ -70,7 +71,7 @@ var allowed = map[string][]string{
 
 // bare packages import nothing of Cage at all: they are the words and the
 // leaves that everybody may use without getting more.
-var bare = []string{"cmd/internal/differ", "remote/proto", "remote/status", "remote/page", "remote/boottime", "remote/lockset", "remote/simnet", "pagecache/evict", "journal/vfs"}
+var bare = []string{"cmd/internal/differ", "cmd/internal/history", "remote/proto", "remote/status", "remote/page", "remote/boottime", "remote/lockset", "remote/simnet", "pagecache/evict", "journal/vfs"}
 
 // apart says what must not be linked into a program or package by any way.
 var apart = []struct{ from, to, why string }{
@@ -99,6 +100,7 @@ var onlyIn = []struct {
 	{"github.com/hanwen/go-fuse/v2", []string{"fusefs"}, "the kernel's side is translated in one place"},
 	{"github.com/spf13/pflag", []string{"cmd/cagefs", "cmd/cageserverd", "cmd/cagejournal", "cmd/internal/cli"}, "flags belong to commands"},
 	{"github.com/stretchr/testify", nil, "it is for tests"},
+	{"github.com/anishathalye/porcupine", []string{"cmd/internal/history", "cmd/internal/sim"}, "it is for tests"},
 	{"remote/simnet", []string{"cmd/internal/sim"}, "it is for tests"},
 	{"remote/hostile", nil, "it is for tests"},
 	{"unsafe", []string{"fusefs", "journal/vfs"}, "raw memory is for system calls only"},
