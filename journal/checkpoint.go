@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"maps"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -202,6 +203,7 @@ func (j *Journal) snapshotLocked() *checkpointData {
 	}
 	for id, s := range j.sessions {
 		c := newSession(s.client, s.key)
+		c.leased, c.void = s.leased, maps.Clone(s.void)
 		for seq, r := range s.results {
 			if r.lsn <= lsn {
 				c.results[seq] = r

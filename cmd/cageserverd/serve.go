@@ -29,6 +29,7 @@ type serveFlags struct {
 	memory     cli.Size
 	idle       time.Duration
 	locks      time.Duration
+	term       time.Duration
 	config     string
 	logLevel   string
 }
@@ -58,6 +59,7 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 	c.Flags.Var(&f.memory, "memory", "what the server's memory is kept to: a quarter of it caches the exports' tables of files")
 	c.Flags.DurationVar(&f.idle, "idle-timeout", time.Minute, "drop a client's connection from which nothing came for so long")
 	c.Flags.DurationVar(&f.locks, "lock-timeout", 30*time.Second, "give the locks of a client without connection to others after so long")
+	c.Flags.DurationVar(&f.term, "lease-term", 20*time.Second, "let others have what a client has leases of that has been silent for so long")
 	c.Flags.StringVar(&f.config, "config", "", "file of NAME = VALUE lines, with the names of these flags, which win")
 	c.Flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
@@ -74,6 +76,9 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 		}
 		if f.locks < minLocks {
 			return cli.Usage("serve: --lock-timeout %v: at least %v, for a client needs a moment to come back", f.locks, minLocks)
+		}
+		if f.term < minTerm {
+			return cli.Usage("serve: --lease-term %v: at least %v, for a client needs a moment to come back", f.term, minTerm)
 		}
 		if f.memory < minMemory {
 			return cli.Usage("serve: --memory %s: at least %s", f.memory.Short(), cli.Size(minMemory).Short())
@@ -93,8 +98,11 @@ DIR/.cage, or where --journal says; DIR must exist. The user who starts the serv
 // seconds before it pings.
 const minIdle = 20 * time.Second
 
-// minLocks is the least lock timeout.
-const minLocks = time.Second
+// minLocks is the least lock timeout, minTerm the least term of leases.
+const (
+	minLocks = time.Second
+	minTerm  = time.Second
+)
 
 func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	log, err := cli.NewLog(std.Err, f.logLevel)
@@ -143,7 +151,7 @@ func serve(ctx context.Context, f *serveFlags, std cli.Std) (err error) {
 	}
 	srv, err := serverd.Listen(serverd.Options{
 		Exports: exports.List, Listen: f.listen, DataPorts: f.dataPorts, State: state, Log: log, Software: cli.Software("cageserverd"),
-		Idle: f.idle, Locks: f.locks,
+		Idle: f.idle, Locks: f.locks, Term: f.term,
 	})
 	if err != nil {
 		return err

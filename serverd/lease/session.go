@@ -27,7 +27,7 @@ func (t *Table) Progress(id proto.SessionID, now time.Duration) {
 // has is being taken away.
 func (t *Table) Barred(id proto.SessionID) bool {
 	s := t.sessions[id]
-	return s != nil && (s.condemned || s.fencing)
+	return s != nil && !s.ended && (s.condemned || s.fencing)
 }
 
 // Claim is a lease that a session which comes back says it has.

@@ -195,7 +195,7 @@ func TestLocksAndContent(t *testing.T) {
 func TestLocksOutliveConnections(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "")
-	s := l.newServer(l.mkdir("export"), "--lock-timeout", "4s")
+	s := l.newServer(l.mkdir("export"), "--lock-timeout", "4s", "--lease-term", "5s")
 	s.start()
 	p := newProxy(t, s.addr)
 	far, near := l.through(s, p), l.mount(s)
@@ -240,6 +240,7 @@ func TestLocksOutliveConnections(t *testing.T) {
 	a.do("posix f ex 0 10 try")
 
 	// Too long away.
+	a.do("write f 0 last") // with the write lease from here on
 	p.refuse()
 	a.do("write f 0 late") // accepted: it does not know yet
 	b.say("posix f ex 0 1 wait")
@@ -267,7 +268,7 @@ func TestLocksOutliveConnections(t *testing.T) {
 func TestLocksOfTheDead(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "")
-	s := l.newServer(l.mkdir("export"), "--lock-timeout", "3s")
+	s := l.newServer(l.mkdir("export"), "--lock-timeout", "3s", "--lease-term", "3s")
 	s.start()
 	doomed, m := l.mount(s), l.mount(s)
 	a, b := newLocker(t, doomed), newLocker(t, m)
