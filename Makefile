@@ -42,6 +42,10 @@ programs: build ## real programs on a mount, in full (half an hour; needs root, 
 differential: build ## random programs on mounts and on ext4, compared; CAGE_DIFF_TIME (1h), CAGE_SEED, CAGE_DIFF_PROGRAM
 	CAGE_DIFF_TIME=$${CAGE_DIFF_TIME:-1h} $(GO) test -count=1 -v -timeout 0 -run "$$([ "$$CAGE_DIFF_PROGRAM" ] && echo TestPrograms || echo TestDifferential)" ./cmd/internal/e2e
 
+linear: build ## random operations on three mounts, in an order that explains all answers, and no stale ones; CAGE_LINEAR_TIME (1h), CAGE_SEED
+	CAGE_LINEAR=1 CAGE_LINEAR_TIME=$${CAGE_LINEAR_TIME:-1h} CAGE_STALE_ROUNDS=$${CAGE_STALE_ROUNDS:-100000} \
+		$(GO) test -count=1 -v -timeout 0 -run 'TestLinearizable|TestStaleness' ./cmd/internal/e2e
+
 demo: build ## a server and a mount on this machine, step by step (under a minute)
 	@bash cmd/internal/demo/demo.sh bin
 
@@ -54,4 +58,4 @@ bench-memory: build ## memory of the daemons over a million files and 20 GiB (a 
 clean: ## what the others left
 	rm -rf bin
 
-.PHONY: help build test race fuzz lint accept programs differential demo bench bench-memory clean
+.PHONY: help build test race fuzz lint accept programs differential linear demo bench bench-memory clean

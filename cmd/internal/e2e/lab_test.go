@@ -46,6 +46,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(lockerEnv); dir != "" {
 		os.Exit(lockerMain(dir))
 	}
+	if os.Getenv(historianEnv) != "" {
+		os.Exit(historianMain())
+	}
 	os.Exit(run(m))
 }
 

@@ -1,0 +1,152 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	hist "cagefs.dev/cage/cmd/internal/history"
+)
+
+const (
+	// localLate is how late a mount may see what a program on the server did
+	// without asking: a second (docs/consistency.md), and one for a loaded machine.
+	localLate = 2 * time.Second
+
+	// checkTime is how long the search for an order of an object's operations may take.
+	checkTime = time.Minute
+)
+
+// TestLinearizable has processes on several mounts of one export, and one on the
+// server, do random operations on the same files and directories, and searches
+// an order in which all their answers are right. Programs on the server are two
+// matters: what the one reads of names and attributes is part of that order; what
+// it writes, which mounts hear of later, is in objects of its own, of which each
+// answer must have been right within localLate.
+//
+// With CAGE_LINEAR=1 there are three mounts, else one, which is in order without leases
+// too. CAGE_LINEAR_TIME says how long, CAGE_SEED where it
+// begins. A history without an order is left in a directory that is told.
+func TestLinearizable(t *testing.T) {
+	long := 4 * time.Second
+	if accept {
+		long = 5 * time.Minute
+	}
+	if s := os.Getenv("CAGE_LINEAR_TIME"); s != "" {
+		var err error
+		long, err = time.ParseDuration(s)
+		require.NoError(t, err, "CAGE_LINEAR_TIME")
+	} else if !accept {
+		t.Parallel()
+	}
+	l := newLab(t, "")
+	g := &ground{lab: l, export: l.mkdir("export")}
+	s := l.newServer(g.export)
+	s.start()
+	each := 5
+	if g.mounts = []string{l.mount(s)}; strict {
+		g.mounts, each = append(g.mounts, l.mount(s), l.mount(s)), 3
+	}
+	for _, m := range g.mounts {
+		for range each {
+			g.roots = append(g.roots, m)
+		}
+	}
+	hs := startHistorians(t, len(g.roots)+1)
+	first, rounds, operations := seed(t), uint64(0), 0
+	for end := time.Now().Add(long); time.Now().Before(end); rounds++ {
+		operations += g.round(hs, first+rounds)
+	}
+	t.Logf("%d rounds, %d operations of %d processes on %d mounts and one on the server: all in order", rounds, operations, len(g.roots), len(g.mounts))
+}
+
+// ground is an export with its mounts.
+type ground struct {
+	*lab
+	export string
+	mounts []string
+	roots  []string // the mount of each process
+}
+
+// round makes a directory, has the processes work there, and checks what they tell.
+func (g *ground) round(hs historians, seed uint64) (operations int) {
+	t, name := g.t, fmt.Sprint("round", seed)
+	all := g.prepare(filepath.Join(g.mounts[0], name))
+	var errands []errand
+	for i, root := range g.roots {
+		errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 130})
+	}
+	errands = append(errands, errand{Dir: filepath.Join(g.export, name), Seed: seed, Proc: len(g.roots), Ops: 60, Local: true})
+	told := hs.do(t, errands)
+	all.Records, all.Late = append(all.Records, told.Records...), append(all.Late, told.Late...)
+
+	v, err := hist.Check(all.Records, checkTime)
+	require.NoError(t, err, "CAGE_SEED=%d", seed)
+	if err := v.Err(); err != nil {
+		t.Fatalf("CAGE_SEED=%d: %v\nall of it is in %s", seed, err, leave(t, all, v))
+	}
+	require.NoError(t, hist.CheckLate(all.Late, localLate), "CAGE_SEED=%d", seed)
+	require.Eventually(t, func() bool { // it may hear of the last names on the server late
+		return os.RemoveAll(filepath.Join(g.mounts[0], name)) == nil
+	}, localLate, 10*time.Millisecond)
+	return len(all.Records) + len(all.Late)
+}
+
+// prepare makes the directory of a round and records it.
+func (g *ground) prepare(dir string) account {
+	t := g.t
+	h := &historian{errand: errand{Dir: dir, Proc: len(g.roots)}}
+	for _, sub := range []string{"", "d0", "d1", "lk", "o"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, sub), 0o755))
+	}
+	for _, name := range []string{"f0", "f1", "z", "a0", "a1", "l", "k", "k2", "o/f", "o/a"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o644))
+	}
+	done := func(note string, call func() error) hist.Record {
+		t.Helper()
+		r, err := h.timed(note, call)
+		require.NoError(t, err)
+		require.False(t, r.Unknown, "%v", r)
+		return r
+	}
+	require.NoError(t, os.Truncate(filepath.Join(dir, "f0"), slots/2*4096))
+	for _, name := range []string{"a0", "a1"} {
+		h.add(done("chmod", func() error { return os.Chmod(filepath.Join(dir, name), 0o600) }), hist.Register, name+" mode", hist.Write, 0o600)
+		h.add(done("utimensat", func() error { return setTimes(filepath.Join(dir, name), eraOfTimes) }), hist.Register, name+" mtime", hist.Write, eraOfTimes)
+	}
+	h.add(done("O_CREAT", func() error { _, err := os.Lstat(filepath.Join(dir, "l")); return err }), hist.Links, "l", hist.Add, 1)
+	h.addLate(done("utimensat", func() error { return setTimes(filepath.Join(dir, "o/a"), eraOfTimes) }), "a", hist.Write, eraOfTimes)
+	g.run("cagefs", "sync", g.mounts[0])
+	for _, m := range g.mounts[1:] { // where the name may come late
+		require.Eventually(t, func() bool { return unix.Access(filepath.Join(m, filepath.Base(dir)), unix.F_OK) == nil }, 10*time.Second, time.Millisecond)
+	}
+	return account{Records: h.records, Late: h.late}
+}
+
+// leave writes what a round has shown into a directory that stays: all
+// records, and those of the object with the shortest wrong history, also to look at.
+func leave(t testing.TB, all account, v *hist.Verdict) (dir string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cage-history.")
+	require.NoError(t, err)
+	write := func(name string, what func(w io.Writer) error) {
+		f, err := os.Create(filepath.Join(dir, name))
+		require.NoError(t, err)
+		require.NoError(t, what(f))
+		require.NoError(t, f.Close())
+	}
+	write("all.jsonl", func(w io.Writer) error { return hist.Encode(w, all.Records) })
+	if len(v.Illegal) > 0 {
+		bad := v.Illegal[0]
+		write("bad.jsonl", func(w io.Writer) error { return hist.Encode(w, bad.Records) })
+		write("short.jsonl", func(w io.Writer) error { return hist.Encode(w, bad.Short) })
+		write("short.html", func(w io.Writer) error { return hist.Draw(w, bad.Short, checkTime) })
+	}
+	return dir
+}
