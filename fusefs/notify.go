@@ -176,10 +176,12 @@ func (d *dispatcher) outside(f func()) {
 	f()
 }
 
-// changed takes a push of the server: somebody else changed a file.
+// changed takes a push of the server: somebody else changed a file. The past
+// stays as it is; and what is known under a lease was recalled before the change:
+// to forget it once more would make the kernel throw away what it is just being told.
 func (s *fileSystem) changed(c wire.Changed) {
-	if s.at != 0 {
-		return // the past stays as it is
+	if s.at != 0 || s.leasing {
+		return
 	}
 	n := news{change: c.Change, data: c.Data}
 	ino := s.inodes.known(c.ID)
