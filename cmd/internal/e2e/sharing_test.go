@@ -204,6 +204,53 @@ func TestSharingFollow(t *testing.T) {
 	t.Logf("at most %.1f ms late on another mount, %.1f ms on the server", float64(late[0])/1e6, float64(late[1])/1e6)
 }
 
+// TestSharingAppend: both mounts append to one file. Nothing is lost, the lines of each are in
+// its order, and that a line went elsewhere than its mount took the end to be is no error.
+func TestSharingAppend(t *testing.T) {
+	l, export, a, b := twoMounts(t)
+	n := full(300, 20_000)
+	require.NoError(t, os.WriteFile(a+"/log", nil, 0o644))
+	l.run("cagefs", "sync", a)
+	appender := func(path, who string) func(ctx context.Context) error {
+		fd := keepOpen(t, path, unix.O_WRONLY|unix.O_APPEND)
+		return func(ctx context.Context) error {
+			for i := 0; i < n && ctx.Err() == nil; i++ {
+				if _, err := unix.Write(fd, append([]byte(who), logLine(i)...)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	start := time.Now()
+	require.NoError(t, together(appender(a+"/log", "a"), appender(b+"/log", "b")))
+	rate(t, 2*n, "lines", start)
+	l.run("cagefs", "sync", a)
+	l.run("cagefs", "sync", b)
+	for _, dir := range []string{export, a, b} {
+		awaitSight(t, func() (string, error) {
+			text, err := os.ReadFile(filepath.Join(dir, "log"))
+			if err != nil {
+				return "", err
+			}
+			var next [2]int
+			for line := range bytes.Lines(text) {
+				who := line[0] - 'a'
+				if who > 1 || string(line[1:]) != string(logLine(next[who])) {
+					return fmt.Sprintf("after %v comes %q", next, line), nil
+				}
+				next[who]++
+			}
+			return fmt.Sprint(next), nil
+		}, fmt.Sprint([2]int{n, n}))
+	}
+	for _, m := range []string{a, b} {
+		log, err := os.ReadFile(m + ".log")
+		require.NoError(t, err)
+		require.NotContains(t, string(log), `"level":"error"`)
+	}
+}
+
 // logLine is a line of a log, of a length of its own.
 func logLine(i int) []byte {
 	text := fmt.Sprint(i, " ", strings.Repeat("x", i*7%211))
