@@ -87,7 +87,9 @@ func (d *daemon) sessionOptions(i int, keys *auth.Keyring) remote.Options {
 		LostLock: func(o remote.LockOwner) { tell(func(m *fusefs.Mounted) { m.LostLock(i, o) }) },
 		Failed: func(id proto.FileID, seq proto.Seq, err error) {
 			tell(func(m *fusefs.Mounted) { m.Failed(i, id, seq, err) })
-			d.log.Error().Err(s.named(err)).Stringer("file", id).Uint64("operation", uint64(seq)).Msg("a change that was accepted failed on the server")
+			if err != nil {
+				d.log.Error().Err(s.named(err)).Stringer("file", id).Uint64("operation", uint64(seq)).Msg("a change that was accepted failed on the server")
+			}
 		},
 	}
 }
