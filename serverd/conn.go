@@ -230,12 +230,6 @@ func (c *conn) writeLoop() error {
 		for i := range b.locks {
 			buf = wire.AppendFrame(buf, wire.Push(wire.OpLockDone), &b.locks[i])
 		}
-		for i := range b.recalls {
-			buf = wire.AppendFrame(buf, wire.Push(wire.OpRecall), &b.recalls[i])
-		}
-		for i := range b.peeks {
-			buf = wire.AppendFrame(buf, wire.Push(wire.OpPeek), &b.peeks[i])
-		}
 		if b.drain {
 			buf = wire.AppendFrame(buf, wire.Push(wire.OpDrain), &wire.Empty{})
 		}
@@ -244,6 +238,14 @@ func (c *conn) writeLoop() error {
 			bw.Write(a.head)
 			bw.Write(a.tail)
 		}
+		buf = buf[:0]
+		for i := range b.recalls {
+			buf = wire.AppendFrame(buf, wire.Push(wire.OpRecall), &b.recalls[i])
+		}
+		for i := range b.peeks {
+			buf = wire.AppendFrame(buf, wire.Push(wire.OpPeek), &b.peeks[i])
+		}
+		bw.Write(buf)
 		if err := bw.Flush(); err != nil {
 			return err
 		}

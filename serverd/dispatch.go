@@ -48,7 +48,6 @@ var handlers = map[wire.Opcode]handler{
 	wire.OpTestLock:  answerWith(testLock),
 	wire.OpUnlock:    answerWith(unlockFile),
 	wire.OpUnwait:    answerWith(unwait),
-	wire.OpAcquire:   answerWith(acquire),
 	wire.OpReturn:    answerWith(returned),
 	wire.OpPeeked:    answerWith(peeked),
 	wire.OpSettled:   answerWith(settled),
@@ -115,6 +114,8 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 		return c.answerNow(h, nil, errNoExport)
 	}
 	switch h.Op {
+	case wire.OpAcquire:
+		return c.startAcquire(h, m.(*wire.AcquireReq))
 	case wire.OpReturn, wire.OpPeeked, wire.OpSettled:
 		return c.answerUrgent(h, func() (wire.Message, error) { return c.handleRead(h.Op, m) })
 	}

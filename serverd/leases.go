@@ -41,7 +41,7 @@ type Leases struct {
 	table   *lease.Table
 	out     map[proto.SessionID]*outq
 	known   map[proto.SessionID]bool // the journal says that they may have leases
-	waits   map[lease.WaitID]chan []proto.Gen
+	waits   map[lease.WaitID]func([]proto.Gen)
 	last    uint64
 	changes uint64 // of any file, beginnings and ends
 }
@@ -58,7 +58,7 @@ func (l *Leases) begin(j *journal.Journal, term time.Duration, drop func(proto.S
 	defer l.mu.Unlock()
 	before := j.SessionLeases()
 	l.journal, l.term, l.drop, l.log = j, term, drop, log
-	l.out, l.waits, l.known = make(map[proto.SessionID]*outq), make(map[lease.WaitID]chan []proto.Gen), make(map[proto.SessionID]bool)
+	l.out, l.waits, l.known = make(map[proto.SessionID]*outq), make(map[lease.WaitID]func([]proto.Gen)), make(map[proto.SessionID]bool)
 	for id := range before {
 		l.known[id] = true
 	}
@@ -97,9 +97,9 @@ func (l *Leases) doLocked(actions []lease.Action) {
 				q.peek(wire.Peek{ID: a.ID, Num: a.Num})
 			}
 		case lease.Ready:
-			if ch := l.waits[a.Wait]; ch != nil {
+			if then := l.waits[a.Wait]; then != nil {
 				delete(l.waits, a.Wait)
-				ch <- a.Gens
+				then(a.Gens)
 			}
 		case lease.Fence:
 			l.tasks.Go(func() { l.fence(a) })
@@ -212,25 +212,35 @@ func (l *Leases) progress(id proto.SessionID) {
 	l.table.Progress(id, boottime.Now())
 }
 
-// wait asks for leases and looks, and returns when they are had, or with ctx's error.
-func (l *Leases) wait(ctx context.Context, id proto.SessionID, wants []proto.Want) ([]proto.Gen, error) {
-	ready := make(chan []proto.Gen, 1)
+// wait asks for leases and looks, and returns when they are had, or with ctx's
+// error. then, unless nil, is called at that moment, with the lock held: what it queues for the
+// session is sent before the recall of what it has just got.
+func (l *Leases) wait(ctx context.Context, id proto.SessionID, wants []proto.Want, then func([]proto.Gen)) error {
+	ready := make(chan struct{})
 	l.mu.Lock()
 	l.last++
 	w := lease.WaitID{Session: id, Num: l.last}
-	l.waits[w] = ready
+	l.waits[w] = func(gens []proto.Gen) {
+		if then != nil {
+			then(gens)
+		}
+		close(ready)
+	}
 	l.doLocked(l.table.Wait(w, wants, boottime.Now()))
 	l.mu.Unlock()
 	select {
-	case gens := <-ready:
-		return gens, nil
+	case <-ready:
+		return nil
 	case <-ctx.Done():
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		delete(l.waits, w)
-		l.doLocked(l.table.Cancel(w, boottime.Now()))
-		return nil, ctx.Err()
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waits[w] == nil { // had at the same time
+		return nil
+	}
+	delete(l.waits, w)
+	l.doLocked(l.table.Cancel(w, boottime.Now()))
+	return ctx.Err()
 }
 
 // look returns when what others have acknowledged of files by now is applied.
@@ -246,8 +256,7 @@ func (l *Leases) look(ctx context.Context, id proto.SessionID, files ...proto.Fi
 	if len(wants) == 0 {
 		return nil
 	}
-	_, err := l.wait(ctx, id, wants)
-	return err
+	return l.wait(ctx, id, wants, nil)
 }
 
 // grant gives a lease if nothing is in the way; foreign says that somebody has

@@ -11,35 +11,50 @@ import (
 
 // Requests about leases, and what leases mean for requests that read.
 
-// acquire waits for leases. Looks may be asked for by everybody, the rest by who
-// may change something or is given leases anyway.
-func acquire(c *call, m *wire.AcquireReq) (wire.Message, error) {
+// startAcquire waits for leases in a goroutine of its own, and answers as soon as
+// they are had.
+func (c *conn) startAcquire(h wire.Header, m *wire.AcquireReq) error {
+	if err := c.reads.enter(c.ctx, smallCost); err != nil {
+		return err
+	}
+	c.handlers.Go(func() {
+		err := c.mayAcquire(m)
+		if err == nil {
+			err = c.sess.exp.Leases.wait(c.waiting, c.sess.id, m.Wants, func(gens []proto.Gen) {
+				c.reply(h, &wire.AcquireRep{Gens: gens}, c.reads, smallCost)
+			})
+		}
+		if err != nil {
+			c.settleRead(h, nil, c.notHere(err), smallCost)
+		}
+	})
+	return nil
+}
+
+// mayAcquire reports whether leases can be asked for: looks by everybody, the
+// rest by who may change something or is given leases anyway.
+func (c *conn) mayAcquire(m *wire.AcquireReq) error {
+	writes := false
 	for _, w := range m.Wants {
 		switch {
 		case w.ID == 0 || w.ID > proto.MaxFileID:
-			return nil, status.Invalid
-		case w.Mode == proto.WriteLease && c.readOnly():
-			return nil, status.ReadOnly
+			return status.Invalid
+		case w.Mode == proto.WriteLease && c.readOnly:
+			return status.ReadOnly
 		case w.Mode == proto.ReadLease && !c.sess.leases:
-			return nil, status.Invalid
+			return status.Invalid
 		}
+		writes = writes || w.Mode == proto.WriteLease
 	}
-	for _, w := range m.Wants {
-		if w.Mode != proto.WriteLease {
-			continue
-		}
-		// One that is not recorded yet changes nothing before it is, and what it
-		// acknowledges before that is lost with the server.
-		if err := c.exp.Leases.record(c.sess.id); err != nil && status.Of(err) != status.Unsupported {
-			return nil, err
-		}
-		break
+	if !writes {
+		return nil
 	}
-	gens, err := c.exp.Leases.wait(c.c.waiting, c.sess.id, m.Wants)
-	if err != nil {
-		return nil, c.notHere(err)
+	// A session that is not recorded yet changes nothing before it is, and what it
+	// acknowledges before that is lost with the server.
+	if err := c.sess.exp.Leases.record(c.sess.id); status.Of(err) != status.Unsupported {
+		return err
 	}
-	return &wire.AcquireRep{Gens: gens}, nil
+	return nil
 }
 
 // returned takes a lease back when all that was acknowledged under it is
@@ -63,13 +78,13 @@ func (c *call) look(at proto.LSN, files ...proto.FileID) error {
 	if at != 0 {
 		return nil
 	}
-	return c.notHere(c.exp.Leases.look(c.c.waiting, c.sess.id, files...))
+	return c.c.notHere(c.exp.Leases.look(c.c.waiting, c.sess.id, files...))
 }
 
 // notHere makes the error of a wait that ended with the connection's reader one
 // which says that the request is for the next connection.
-func (c *call) notHere(err error) error {
-	if err != nil && c.c.waiting.Err() != nil {
+func (c *conn) notHere(err error) error {
+	if err != nil && c.waiting.Err() != nil {
 		return status.Draining
 	}
 	return err
@@ -138,7 +153,7 @@ func (c *conn) cleared(s *journal.Submission, f func() (proto.Result, error)) (p
 		for i, id := range need.IDs {
 			wants[i] = proto.Want{ID: id, Mode: proto.WriteLease}
 		}
-		if _, err := c.sess.exp.Leases.wait(c.waiting, s.Session, wants); err != nil {
+		if err := c.sess.exp.Leases.wait(c.waiting, s.Session, wants, nil); err != nil {
 			return proto.Result{}, err
 		}
 	}

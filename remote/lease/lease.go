@@ -31,9 +31,9 @@ type Table struct {
 	until time.Duration // the leases may be relied on before this
 	held  map[proto.FileID]*held
 
-	// Grants up to recalled[id], and up to floor for the files that are not in
-	// it, were overtaken by their recalls.
-	recalled map[proto.FileID]proto.Gen
+	// recalled says which grants were overtaken by their recalls; of files that
+	// are not in it, all up to floor.
+	recalled map[proto.FileID]overtaken
 	floor    proto.Gen
 	tenures  uint64
 	over     bool // Expire has been here since the last Answered that counts
@@ -53,7 +53,7 @@ type held struct {
 
 // New makes a table without leases. term is the server's.
 func New(term time.Duration) *Table {
-	return &Table{term: term, held: make(map[proto.FileID]*held), recalled: make(map[proto.FileID]proto.Gen)}
+	return &Table{term: term, held: make(map[proto.FileID]*held), recalled: make(map[proto.FileID]overtaken)}
 }
 
 // Answered says that a request was answered which was sent at that time.
@@ -73,8 +73,10 @@ func (t *Table) Granted(id proto.FileID, l proto.Lease) (ok, back bool) {
 	if l.Mode == proto.NoLease {
 		return false, false
 	}
-	if gen, ok := t.recalled[id]; ok && l.Gen.Compare(gen) <= 0 {
+	if o, ok := t.recalled[id]; ok && l.Gen.Compare(o.whole) <= 0 {
 		return false, false // the recall was answered
+	} else if ok && l.Gen.Compare(o.write) <= 0 {
+		l.Mode = min(l.Mode, proto.ReadLease)
 	} else if !ok && l.Gen.Compare(t.floor) <= 0 && t.held[id] == nil {
 		return false, true
 	}
@@ -167,8 +169,8 @@ type Recall struct {
 // the server believes it is.
 func (t *Table) Recalled(r Recall) (now bool) {
 	h := t.held[r.ID]
+	t.remember(r)
 	if h == nil || h.gen.Compare(r.UpTo) > 0 {
-		t.remember(r)
 		return true
 	}
 	if h.returning && h.to <= r.To {
@@ -178,27 +180,33 @@ func (t *Table) Recalled(r Recall) (now bool) {
 		return true
 	}
 	h.returning, h.to = true, r.To
-	t.remember(r)
 	return h.busy == 0
 }
 
+// overtaken is up to which generations grants of a file were recalled before
+// they came: the whole lease, or its being one for writing.
+type overtaken struct{ whole, write proto.Gen }
+
 // remember keeps grants from being believed that the recall overtook.
 func (t *Table) remember(r Recall) {
-	if r.To != proto.NoLease {
-		return
-	}
-	if gen, ok := t.recalled[r.ID]; ok && gen.Compare(r.UpTo) >= 0 {
-		return
-	}
-	if len(t.recalled) >= maxRecalls {
-		for _, gen := range t.recalled {
-			if gen.Compare(t.floor) > 0 {
-				t.floor = gen
+	o, ok := t.recalled[r.ID]
+	if !ok && len(t.recalled) >= maxRecalls {
+		for _, o := range t.recalled {
+			for _, gen := range []proto.Gen{o.whole, o.write} {
+				if gen.Compare(t.floor) > 0 {
+					t.floor = gen
+				}
 			}
 		}
 		clear(t.recalled)
 	}
-	t.recalled[r.ID] = r.UpTo
+	if r.UpTo.Compare(o.write) > 0 {
+		o.write = r.UpTo
+	}
+	if r.To == proto.NoLease && r.UpTo.Compare(o.whole) > 0 {
+		o.whole = r.UpTo
+	}
+	t.recalled[r.ID] = o
 }
 
 // Returned says that a recall is answered with the return that is sent now.
