@@ -41,12 +41,15 @@ func (s *fileSystem) recalled(r lease.Recall) {
 	if ino := s.inodes.known(r.ID); ino != nil {
 		ino.names.Add(1)
 		ino.noCaps.Store(0)
+		ino.disputed.Store(max(1, s.now()))
 	}
 	s.notify.put(r.ID, news{recall: &r})
 }
 
 // revoke makes cache and kernel forget a file and gives the lease back. It is the
-// dispatcher's: requests in the works may wait for it, and it for reads.
+// dispatcher's: requests in the works may wait for it, and it for reads. The
+// kernel is told no more than it has to be: whoever gives it something notes that
+// before he looks whether the lease still counts, which it does not since recalled.
 func (s *fileSystem) revoke(id proto.FileID, r lease.Recall) {
 	s.cache.Forget(s.key(id))
 	ino := s.inodes.known(id)
@@ -59,8 +62,11 @@ func (s *fileSystem) revoke(id proto.FileID, r lease.Recall) {
 		case ino.isDir() || ino.mode.Load() == 0:
 			s.kernel.attrs(node)
 			s.kernel.epoch()
-		default:
+		case ino.paged.Swap(false):
+			ino.told.Store(false)
 			s.dropPages(ino)
+		case ino.told.Swap(false):
+			s.kernel.attrs(node)
 		}
 	}
 	s.session.Return(r)
@@ -68,7 +74,6 @@ func (s *fileSystem) revoke(id proto.FileID, r lease.Recall) {
 
 // dropPages makes the kernel forget the attributes and pages of a file.
 func (s *fileSystem) dropPages(ino *inode) {
-	s.kernel.attrs(ino.node)
 	ranges := []bytesRange{everything}
 	for len(ranges) > 0 {
 		ino.mu.Lock()
@@ -93,12 +98,15 @@ func (s *fileSystem) dropPages(ino *inode) {
 }
 
 // mayRead returns when bytes may be read through a file: when there is a lease,
-// or the kernel waits for the read to drop its pages.
-func (s *fileSystem) mayRead(ctx context.Context, f *openFile, off, n int64) error {
+// or the kernel waits for the read to drop its pages. keeps: they are for its pages.
+func (s *fileSystem) mayRead(ctx context.Context, f *openFile, off, n int64, keeps bool) error {
 	if !s.leasing {
 		return nil
 	}
 	ino, want := f.ino, bytesRange{off, off + n}
+	if keeps {
+		ino.paged.Store(true) // before the lease is looked at: see revoke
+	}
 	for {
 		ino.mu.Lock()
 		if ino.pass != nil && ino.pass.has(want) {
@@ -155,6 +163,31 @@ func (s *fileSystem) mayWrite(ctx context.Context, f *openFile) error {
 	s.renewed(f)
 	release()
 	return nil
+}
+
+// append writes to the end of a file, under the write lease: where that is, the
+// kernel need not know, so that the server is asked if it is in doubt.
+func (s *fileSystem) append(ctx context.Context, f *openFile, b *backing, data []byte) error {
+	for {
+		ok, err := f.file.Append(ctx, b, data)
+		if ok || err != nil {
+			return err
+		}
+		if err := s.mayWrite(ctx, f); err != nil {
+			return err
+		}
+		if err := s.settled(ctx, f.ino); err != nil {
+			return err
+		}
+		upto := s.session.Applied()
+		a, err := s.session.GetAttr(ctx, f.back.header, f.back.id)
+		if err != nil {
+			return err
+		}
+		s.inodes.heard(f.ino, &a)
+		a.ID = s.key(a.ID)
+		f.file.Seen(a, upto)
+	}
 }
 
 func (s *fileSystem) renewed(f *openFile) {

@@ -294,7 +294,7 @@ func (s *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fu
 	var view *pagecache.View
 	err := intact(&h.it.lost)
 	if err == nil {
-		err = s.mayRead(ctx, h.it, int64(in.Offset), int64(in.Size))
+		err = s.mayRead(ctx, h.it, int64(in.Offset), int64(in.Size), in.ReadFlags&fuse.READ_LOCKOWNER == 0)
 	}
 	if err == nil {
 		view, err = h.it.file.Read(ctx, h.it.back, int64(in.Offset), int(in.Size))
@@ -368,7 +368,11 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 	if !back.mapped {
 		err = s.mayWrite(ctx, f)
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case back.append && s.leasing:
+		err = s.append(ctx, f, back, data)
+	default:
 		err = f.file.WriteAt(ctx, back, data, int64(in.Offset))
 	}
 	raise(&f.ino.logged, uint64(f.file.Logged()))

@@ -36,17 +36,20 @@ type inode struct {
 	fresh sync.Mutex // held while pages are compared and the kernel is told; over no request to the server
 
 	// Atomic.
-	mode    atomic.Uint32 // as last heard
-	logged  atomic.Uint64 // proto.Seq of the newest write of ours
-	changed atomic.Uint64 // proto.LSN of the newest change heard of, in a reply or pushed: older attributes are stale
-	names   atomic.Uint64 // counts recalls; of a directory also beginnings and ends of changes of its names, by us and others
-	pages   atomic.Bool   // the kernel may have pages of it
-	behind  atomic.Bool   // they may be older than what the cache was last compared with
-	stores  atomic.Int64  // handles through which it may be mapped to be written to
-	gone    atomic.Bool   // the table does not hold it any more: news of the file do not reach it
-	tenure  atomic.Uint64 // of the lease under which its cached pages are; see remote.Session.Tenure
-	mapped  atomic.Bool   // stores through a mapping were written that others were not asked about
-	noCaps  atomic.Int64  // fileSystem.now until which it is known to have no security.capability
+	mode     atomic.Uint32 // as last heard
+	logged   atomic.Uint64 // proto.Seq of the newest write of ours
+	changed  atomic.Uint64 // proto.LSN of the newest change heard of, in a reply or pushed: older attributes are stale
+	names    atomic.Uint64 // counts recalls; of a directory also beginnings and ends of changes of its names, by us and others
+	pages    atomic.Bool   // the kernel may have pages of it
+	paged    atomic.Bool   // it was given some since it was made to forget them
+	told     atomic.Bool   // it may believe attributes that it was given since it was made to forget them
+	disputed atomic.Int64  // fileSystem.now of the newest recall; 0: none
+	behind   atomic.Bool   // they may be older than what the cache was last compared with
+	stores   atomic.Int64  // handles through which it may be mapped to be written to
+	gone     atomic.Bool   // the table does not hold it any more: news of the file do not reach it
+	tenure   atomic.Uint64 // of the lease under which its cached pages are; see remote.Session.Tenure
+	mapped   atomic.Bool   // stores through a mapping were written that others were not asked about
+	noCaps   atomic.Int64  // fileSystem.now until which it is known to have no security.capability
 }
 
 // raise makes v at least n.
@@ -223,6 +226,10 @@ func (t *table) find(node uint64) *inode {
 // was not used for longest if there are too many.
 func (t *table) addLocked(s *shard, ino *inode) {
 	ino.born = t.now()
+	if t.evicted.Load() { // the kernel may have been told of it before
+		ino.told.Store(true)
+		ino.paged.Store(true)
+	}
 	s.inodes[ino.node], ino.recent = ino, s.recent.PushFront(ino)
 	e := s.recent.Back()
 	for range 8 {

@@ -17,7 +17,7 @@ func (f *File) WriteAt(ctx context.Context, b Backing, p []byte, off int64) erro
 	}
 	for len(p) > 0 {
 		n := min(len(p), proto.MaxIO)
-		if err := f.write(ctx, b, p[:n], off); err != nil {
+		if _, err := f.write(ctx, b, p[:n], func() (int64, bool) { return off, true }); err != nil {
 			return status.Wrap(err, "write", f.id.String())
 		}
 		p, off = p[n:], off+int64(n)
@@ -25,7 +25,18 @@ func (f *File) WriteAt(ctx context.Context, b Backing, p []byte, off int64) erro
 	return nil
 }
 
-// write is WriteAt of at most what the log takes at once.
+// Append is WriteAt at the end of the file as it is known here when its turn
+// comes: ok is false, and nothing done, if that is in doubt; see Seen. p is at most proto.MaxIO bytes.
+func (f *File) Append(ctx context.Context, b Backing, p []byte) (ok bool, err error) {
+	ok, err = f.write(ctx, b, p, func() (int64, bool) {
+		f.c.mu.Lock()
+		defer f.c.mu.Unlock()
+		return f.sizeLocked(), !f.doubtLocked()
+	})
+	return ok, status.Wrap(err, "write", f.id.String())
+}
+
+// write is WriteAt of at most what the log takes at once, where at says when its turn has come.
 //
 // Log first, pages second: what the log refuses must not be seen. In between the
 // pages show the old bytes, as if the write came a little later. The turn keeps
@@ -36,24 +47,28 @@ func (f *File) WriteAt(ctx context.Context, b Backing, p []byte, off int64) erro
 //	                                    Log(y) = 8
 //	                                    page := y
 //	page := x                           the server ends with y, the page shows x
-func (f *File) write(ctx context.Context, b Backing, p []byte, off int64) error {
+func (f *File) write(ctx context.Context, b Backing, p []byte, at func() (off int64, ok bool)) (bool, error) {
 	select {
 	case f.turn <- struct{}{}:
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 	defer func() { <-f.turn }()
+	off, ok := at()
+	if !ok {
+		return false, nil
+	}
 
 	w := writing{f: f, off: off, p: p}
 	b = w.begin(b)
 	seq, err := b.Log(ctx, p, off)
 	if err != nil {
 		w.abort()
-		return err
+		return false, err
 	}
 	w.copyWhole()
 	w.finish(seq)
-	return nil
+	return true, nil
 }
 
 // writing is a write that has the turn.
