@@ -67,7 +67,7 @@ func (s *fileSystem) attrTimeout(ino *inode, a *proto.Attr, since int64) time.Du
 	if a.Lease.Mode == proto.NoLease {
 		return 0
 	}
-	if at := ino.disputed.Load(); at != 0 && !ino.isDir() && time.Duration(s.now()-at) < dispute {
+	if !ino.isDir() && s.isDisputed(ino) {
 		return 0
 	}
 	ino.told.Store(true) // before the lease is looked at: see revoke
@@ -75,10 +75,15 @@ func (s *fileSystem) attrTimeout(ino *inode, a *proto.Attr, since int64) time.Du
 	return validFor(left)
 }
 
-// dispute is how long after a recall the kernel asks for a file's attributes each
-// time. To make it forget them also makes it throw away those that are on
-// their way, and lseek(SEEK_END) then goes by a size that is older than both.
+// dispute is how long after a recall the kernel keeps neither attributes of a file nor, of
+// who opens it, pages. To make it forget them also makes it throw away attributes that are on
+// their way, and lseek(SEEK_END), and reads from its pages, then go by a size that is older than both.
 const dispute = 2 * time.Second
+
+func (s *fileSystem) isDisputed(ino *inode) bool {
+	at := ino.disputed.Load()
+	return at != 0 && time.Duration(s.now()-at) < dispute
+}
 
 // Bounds of how long the kernel may believe what it is told under a lease: the
 // longest, and how much sooner than the lease that ends, for the way of the answer.

@@ -215,7 +215,7 @@ func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, news uint64, who prot
 	f.file, kept = s.openPages(f.back, *a, upto)
 	ino.opened(f.file)
 	kept = s.underLease(f, a, news) && kept
-	if f.tell {
+	if f.tell || s.leasing && s.isDisputed(ino) {
 		// Past its own pages, for the kernel locks these while it sends a write, which may
 		// have to wait until others have given a lease back, and they for ours: nobody
 		// could make the kernel forget them then. And an append would go as several
