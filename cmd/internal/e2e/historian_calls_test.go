@@ -313,8 +313,12 @@ func (h *historian) unlink() error {
 	return h.addName(r, err, name, hist.Take, 0)
 }
 
+// rename renames a file to a name that no other mount renames to: two mounts that
+// do the same rename at the same time may both be told that they did it. The kernel
+// looks up the old name, then the new one, and where both are one file by then it
+// calls the rename done without asking.
 func (h *historian) rename() error {
-	from, to := h.pickFile(), h.pickFile()
+	from, to := h.pickFile(), fmt.Sprintf("%s/n%d", h.pick("d0", "d1"), h.Mount)
 	if from == to {
 		return nil
 	}

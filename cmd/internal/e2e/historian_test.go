@@ -30,6 +30,7 @@ type errand struct {
 	Seed  uint64
 	Proc  int
 	Ops   int
+	Mount int  // which it works on
 	Local bool // it is a program on the server, and Dir there
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -80,7 +81,7 @@ func (g *ground) round(hs historians, seed uint64) (operations int) {
 	all := g.prepare(filepath.Join(g.mounts[0], name))
 	var errands []errand
 	for i, root := range g.roots {
-		errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 130})
+		errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 130, Mount: slices.Index(g.mounts, root)})
 	}
 	errands = append(errands, errand{Dir: filepath.Join(g.export, name), Seed: seed, Proc: len(g.roots), Ops: 60, Local: true})
 	told := hs.do(t, errands)
