@@ -46,7 +46,7 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 		return nil, status.Wrap(err, "connect", o.Addr)
 	}
 	s := newSession(o, rep)
-	s.leases.Answered(began)
+	s.leases.Answered(began, boottime.Now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.id, s.boot = rep.Session, rep.Boot

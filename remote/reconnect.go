@@ -114,10 +114,10 @@ func (s *Session) tryConnect() *conn {
 	if rep.Resumed {
 		s.resumes++
 		s.lostLocksLocked(req.Locks, rep.LostLocks, rep.Applied)
-		s.leases.Answered(began)
+		s.leases.Answered(began, boottime.Now())
 	} else if s.o.Export != "" { // a client that only lists exports has no session
 		s.leases.Drop(rep.Void)
-		s.leases.Answered(began)
+		s.leases.Answered(began, boottime.Now())
 		s.lostLocked()
 		s.upcalls.reset()
 	}

@@ -98,8 +98,8 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 	if r, ok := m.(*wire.ChangeReq); ok {
 		return c.enqueue(h, r, int64(len(payload)))
 	}
-	if c.sess != nil {
-		c.sess.exp.Leases.heard(c.sess.id)
+	if c.sess != nil && !c.sess.exp.Leases.heard(c.sess.id) {
+		return errSilent
 	}
 	switch h.Op {
 	case wire.OpPing:

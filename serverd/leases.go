@@ -102,6 +102,7 @@ func (l *Leases) doLocked(actions []lease.Action) {
 				then(a.Gens)
 			}
 		case lease.Fence:
+			l.drop(a.Session) // it hears of it when it comes back
 			l.tasks.Go(func() { l.fence(a) })
 		case lease.Drop:
 			l.log.Warn().Str("session", sessionText(a.Session)).Msg("it does not give back leases, and loses them")
@@ -127,7 +128,6 @@ func (l *Leases) fence(a lease.Action) {
 	defer l.mu.Unlock()
 	if len(a.Files) == 0 {
 		delete(l.known, a.Session)
-		l.drop(a.Session) // coming back, it is recorded again
 	}
 	l.log.Info().Str("session", sessionText(a.Session)).Int("files", len(a.Files)).Msg("leases of a silent session are void")
 	l.doLocked(l.table.Fenced(a, boottime.Now()))
@@ -198,11 +198,11 @@ func (l *Leases) end(id proto.SessionID, sure bool) {
 	l.doLocked(l.table.End(id, sure, boottime.Now()))
 }
 
-// heard says that a session's request came.
-func (l *Leases) heard(id proto.SessionID) {
+// heard says that a session's request came. If it is false, it must not be answered.
+func (l *Leases) heard(id proto.SessionID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.table.Heard(id, boottime.Now())
+	return l.table.Heard(id, boottime.Now())
 }
 
 // progress says that changes of a session are done.
@@ -264,8 +264,11 @@ func (l *Leases) look(ctx context.Context, id proto.SessionID, files ...proto.Fi
 func (l *Leases) grant(id proto.SessionID, file proto.FileID, mode proto.LeaseMode) (given proto.Lease, foreign bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	given, actions := l.table.Grant(id, file, mode, boottime.Now())
-	l.doLocked(actions)
+	if l.known[id] { // else a crash would make nobody wait for it
+		var actions []lease.Action
+		given, actions = l.table.Grant(id, file, mode, boottime.Now())
+		l.doLocked(actions)
+	}
 	return given, given.Mode == proto.NoLease && l.table.Foreign(id, file)
 }
 

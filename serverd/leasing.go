@@ -2,6 +2,7 @@ package serverd
 
 import (
 	"errors"
+	"slices"
 
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/remote/proto"
@@ -34,7 +35,6 @@ func (c *conn) startAcquire(h wire.Header, m *wire.AcquireReq) error {
 // mayAcquire reports whether leases can be asked for: looks by everybody, the
 // rest by who may change something or is given leases anyway.
 func (c *conn) mayAcquire(m *wire.AcquireReq) error {
-	writes := false
 	for _, w := range m.Wants {
 		switch {
 		case w.ID == 0 || w.ID > proto.MaxFileID:
@@ -44,9 +44,8 @@ func (c *conn) mayAcquire(m *wire.AcquireReq) error {
 		case w.Mode == proto.ReadLease && !c.sess.leases:
 			return status.Invalid
 		}
-		writes = writes || w.Mode == proto.WriteLease
 	}
-	if !writes {
+	if !slices.ContainsFunc(m.Wants, func(w proto.Want) bool { return w.Mode != proto.NoLease }) {
 		return nil
 	}
 	// A session that is not recorded yet changes nothing before it is, and what it

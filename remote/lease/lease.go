@@ -37,6 +37,7 @@ type Table struct {
 	floor    proto.Gen
 	tenures  uint64
 	over     bool // Expire has been here since the last Answered that counts
+	lapsed   bool // Expire is to say that something is over
 }
 
 type held struct {
@@ -57,10 +58,15 @@ func New(term time.Duration) *Table {
 }
 
 // Answered says that a request was answered which was sent at that time.
-func (t *Table) Answered(sent time.Duration) {
-	if until := sent + t.term - t.term/Margin; until > t.until {
-		t.until, t.over = until, false
+func (t *Table) Answered(sent, now time.Duration) {
+	until := sent + t.term - t.term/Margin
+	if until <= t.until {
+		return
 	}
+	if now >= t.until && !t.over { // it was over meanwhile, and nobody looked
+		t.lapsed = t.lapse()
+	}
+	t.until, t.over = until, false
 }
 
 // Until is when the leases end, if nothing more is answered.
@@ -287,10 +293,18 @@ func (t *Table) Resumed(claims []Claim, lost []int, void proto.Gen) (gone []prot
 // Expire gives up what is over at a time, and reports whether there was
 // something. Write leases are kept to be claimed, and begin a new tenure.
 func (t *Table) Expire(now time.Duration) bool {
+	if t.lapsed {
+		t.lapsed = false
+		return true
+	}
 	if now < t.until || t.over {
 		return false
 	}
 	t.over = true
+	return t.lapse()
+}
+
+func (t *Table) lapse() bool {
 	n := len(t.held)
 	for id, h := range t.held {
 		if h.mode == proto.WriteLease {

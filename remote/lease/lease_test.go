@@ -15,7 +15,7 @@ func gen(n uint64) proto.Gen { return proto.Gen{Boot: 1, Counter: n} }
 
 func newTable() *Table {
 	t := New(term)
-	t.Answered(0)
+	t.Answered(0, 0)
 	return t
 }
 
@@ -65,10 +65,21 @@ func TestTerm(t *testing.T) {
 	require.True(t, tab.Expire(end))
 	require.False(t, tab.Expire(end), "once")
 	require.Equal(t, []Claim{{2, gen(2), proto.WriteLease}}, tab.Claims(10), "what was written under it is to be delivered")
-	tab.Answered(end)
+	tab.Answered(end, end)
 	require.NotZero(t, tab.Tenure(2, end))
 	require.NotEqual(t, first, tab.Tenure(2, end))
 	require.Zero(t, tab.Tenure(1, end))
+}
+
+// A process that was stopped for longer than the term and then hears an answer
+// has no read leases from before, although nobody looked while it was stopped.
+func TestLapsedUnseen(t *testing.T) {
+	tab := newTable()
+	tab.Granted(1, proto.Lease{Gen: gen(1), Mode: proto.ReadLease})
+	tab.Answered(term, term+time.Second)
+	require.False(t, tab.Holds(1, proto.ReadLease, term+time.Second))
+	require.True(t, tab.Expire(term+time.Second), "and what is known under them is to be forgotten")
+	require.False(t, tab.Expire(term+time.Second))
 }
 
 // A change that was let wait for a lease is made once before the lease goes.

@@ -12,7 +12,7 @@ import (
 // it is to be read afterwards.
 func (t *Table) Grant(id proto.SessionID, file proto.FileID, mode proto.LeaseMode, now time.Duration) (proto.Lease, []Action) {
 	s := t.sessions[id]
-	if s == nil || s.condemned || s.fencing || t.Grace() {
+	if s == nil || !s.there || t.Grace() {
 		return proto.Lease{}, nil
 	}
 	if f := t.files[file]; f != nil {

@@ -118,6 +118,10 @@ type session struct {
 	pressed  int                        // holdings that are recalled or looked at
 	progress time.Duration
 
+	// there is from Begin until something is taken away: its client does not know of that
+	// before the next Begin, and is to get no answer that makes it believe its leases.
+	there bool
+
 	condemned bool // it does not give back what it is asked for, or is ended
 	ended     bool // it will not come back
 	fencing   bool // a Fence is on its way

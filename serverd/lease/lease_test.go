@@ -76,6 +76,7 @@ func TestSilentHolderIsFenced(t *testing.T) {
 	tab.Wait(WaitID{2, 1}, []proto.Want{{ID: 9, Mode: proto.ReadLease}}, 6*time.Second)
 	require.Empty(t, only(Fence, tab.Tick(5*time.Second+term-1)))
 	fence := only(Fence, tab.Tick(5*time.Second+term))
+	require.False(t, tab.Heard(1, 5*time.Second+term), "what it asks now must not make it believe that it has the lease")
 	require.Len(t, fence, 1)
 	require.True(t, tab.Barred(1))
 	require.Len(t, only(Ready, tab.Fenced(fence[0], 26*time.Second)), 1)

@@ -8,11 +8,15 @@ import (
 	"cagefs.dev/cage/remote/proto"
 )
 
-// Heard says that a request of a session came: its term begins anew.
-func (t *Table) Heard(id proto.SessionID, now time.Duration) {
-	if s := t.sessions[id]; s != nil && !s.condemned && !s.fencing {
-		s.heard = max(s.heard, now)
+// Heard says that a request of a session came: its term begins anew. If it is
+// false the request must not be answered, and the connection is to end: the session has lost something.
+func (t *Table) Heard(id proto.SessionID, now time.Duration) bool {
+	s := t.sessions[id]
+	if s == nil || !s.there {
+		return false
 	}
+	s.heard = max(s.heard, now)
+	return true
 }
 
 // Progress says that changes of a session were applied: it gets more time to
@@ -47,7 +51,7 @@ func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lo
 		s = &session{id: id, holdings: make(map[proto.FileID]*holding)}
 		t.sessions[id] = s
 	}
-	s.heard = max(s.heard, now)
+	s.heard, s.there = max(s.heard, now), true
 	claimed := make(map[proto.FileID]bool, len(claims))
 	for i, c := range claims {
 		claimed[c.ID] = t.claim(s, c)
@@ -128,7 +132,7 @@ func (t *Table) End(id proto.SessionID, sure bool, now time.Duration) []Action {
 	if sure || len(s.holdings) == 0 || now >= s.heard+t.o.Term {
 		t.remove(s, now)
 	} else {
-		s.condemned, s.ended = true, true
+		s.condemned, s.ended, s.there = true, true, false
 	}
 	return t.take()
 }
@@ -188,7 +192,7 @@ func (t *Table) tickSession(s *session, now time.Duration) {
 			continue
 		}
 		if now >= min(h.since+3*t.o.Term, max(h.since, s.progress)+t.o.Term) {
-			s.condemned = true
+			s.condemned, s.there = true, false
 			t.do(Action{Kind: Drop, Session: s.id})
 			return
 		}
@@ -201,7 +205,7 @@ func (t *Table) tickSession(s *session, now time.Duration) {
 // fence begins to take away what others want of a session, or all that one has
 // which did not come back after a restart.
 func (t *Table) fence(s *session) {
-	s.fencing = true
+	s.fencing, s.there = true, false
 	a := Action{Kind: Fence, Session: s.id, Gen: proto.Gen{Boot: t.o.Boot, Counter: t.counter}}
 	if !t.absent[s.id] {
 		for _, h := range s.sorted() {

@@ -236,9 +236,13 @@ func (t *Table) finish(w *waiter, now time.Duration) {
 
 // turn reports whether no lease and nobody who came before is in a waiter's way.
 func (t *Table) turn(w *waiter) bool {
+	s := t.sessions[w.id.Session]
 	for _, x := range w.wants {
 		if x.Mode == proto.NoLease {
 			continue
+		}
+		if s != nil && !s.there {
+			return false
 		}
 		f, mode := t.files[x.ID], w.mode(x.ID)
 		if !f.allows(w.id.Session, mode) {
