@@ -31,16 +31,17 @@ func (t *Table) Grant(id proto.SessionID, file proto.FileID, mode proto.LeaseMod
 			}
 		}
 	}
+	if h := s.holdings[file]; h != nil && h.mode >= mode && !h.recalled {
+		return proto.Lease{Gen: h.gen, Mode: h.mode}, nil
+	}
 	h := t.give(s, file, mode, now)
 	return proto.Lease{Gen: h.gen, Mode: h.mode}, t.take()
 }
 
-// give makes a session hold a lease that nothing is in the way of.
+// give makes a session hold a lease that nothing is in the way of, of a new
+// generation even if it holds it: it would not ask if its return were not on the way, or lost.
 func (t *Table) give(s *session, id proto.FileID, mode proto.LeaseMode, now time.Duration) *holding {
 	h := s.holdings[id]
-	if h != nil && h.mode >= mode && !h.recalled {
-		return h
-	}
 	if h == nil {
 		h = &holding{id: id, s: s}
 		t.file(id).holders[s.id], s.holdings[id] = h, h

@@ -102,6 +102,19 @@ func TestGrace(t *testing.T) {
 	require.Len(t, only(Ready, tab.Return(1, 9, proto.Gen{Boot: 1, Counter: 3}, proto.NoLease, 0)), 1)
 }
 
+// Who asks for what he holds has given it back, and the return is on its way or
+// lost: he gets it anew, and the old return takes nothing from him.
+func TestAskedForAgain(t *testing.T) {
+	tab := newTable(nil, 1)
+	old := grant(t, tab, 1, 9, proto.WriteLease)
+	ready := only(Ready, tab.Wait(WaitID{1, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0))
+	require.Len(t, ready, 1)
+	require.Positive(t, ready[0].Gens[0].Compare(old))
+	require.Empty(t, tab.Return(1, 9, old, proto.ReadLease, 0))
+	require.Equal(t, Admitted, tab.Admit(1, old, []proto.FileID{9}), "what was logged before still counts")
+	require.Equal(t, Admitted, tab.Admit(1, ready[0].Gens[0], []proto.FileID{9}))
+}
+
 // A look at a file that somebody writes waits for his answer and leaves him the lease.
 func TestLook(t *testing.T) {
 	tab := newTable(nil, 1, 2)

@@ -194,6 +194,7 @@ func (c *client) renew(sent time.Duration) {
 // welcome is the answer to the hello.
 func (c *client) welcome(n *conn, claims []server_lease.Claim, lost []int, void proto.Gen, applied proto.Seq) {
 	n.ready = true
+	c.w.say("%v is welcome, lost %v of %v", c, lost, claims)
 	mine := make([]lease.Claim, len(claims))
 	for i, cl := range claims {
 		mine[i] = lease.Claim(cl)
@@ -310,6 +311,7 @@ func (c *client) forget(id proto.FileID) {
 
 func (c *client) recalled(n *conn, a server_lease.Action) {
 	r := lease.Recall{ID: a.ID, UpTo: a.Gen, To: a.Mode}
+	c.w.say("%v: recall %+v", c, r)
 	if c.w.broken == Overtaken && c.leases.Tenure(a.ID, c.clock()) == 0 {
 		c.giveBack(r, true)
 		return
@@ -387,8 +389,10 @@ func (c *client) cached(id proto.FileID) (view, bool) {
 
 // acquire asks for leases, and calls then when they are had. It is begun again with the connection.
 func (c *client) acquire(wants []proto.Want, then func(release func())) {
+	c.w.say("%v asks for %v", c, wants)
 	c.ask(func(n *conn) {
 		c.w.server.acquire(n, wants, func(gens []proto.Gen) {
+			c.w.say("%v gets %v %v", c, wants, gens)
 			used := make([]bool, len(wants))
 			for i, w := range wants {
 				if w.Mode != proto.NoLease {
@@ -430,6 +434,7 @@ type task struct {
 func (c *client) start(again func(t task)) {
 	c.w.order++
 	t := task{c, c.w.order}
+	c.w.say("%v begins %d", c, t.id)
 	c.busy, c.asked = t.id, c.w.now
 	c.retry = func() {
 		if t.open() {
@@ -443,6 +448,7 @@ func (t task) open() bool { return t.c.busy == t.id }
 
 func (t task) end() {
 	if t.open() {
+		t.c.w.say("%v ends %d", t.c, t.id)
 		t.c.busy, t.c.retry = 0, nil
 		t.c.think()
 	}
