@@ -200,7 +200,7 @@ func (c *conn) join(m *wire.HelloReq, exp *export, rep *wire.HelloRep) (err erro
 		return err
 	}
 	sess.leases = m.Leases
-	sess.resumed(applied)
+	sess.resumed(c.next - 1)
 	if rep.Root, err = exp.Journal.Attr(proto.RootID); err != nil {
 		exp.Feed.unsubscribe(c.out)
 		exp.locks.leave(sess.id, c.out)

@@ -162,9 +162,12 @@ func (c *client) connect() {
 	for _, l := range c.leases.Claims(100) {
 		claims = append(claims, server_lease.Claim(l))
 	}
-	sent := c.clock()
+	sent, answered := c.clock(), c.seq
+	if len(c.log) > 0 {
+		answered = c.log[0].seq - 1
+	}
 	n.send(toServer, func() {
-		c.w.server.hello(n, claims)
+		c.w.server.hello(n, claims, answered)
 		n.send(mainWay, func() { c.renew(sent) })
 	})
 }

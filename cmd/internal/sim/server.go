@@ -170,7 +170,7 @@ func (s *server) fence(a lease.Action) {
 }
 
 // hello is a client's first request on a connection.
-func (s *server) hello(n *conn, claims []lease.Claim) {
+func (s *server) hello(n *conn, claims []lease.Claim, answered proto.Seq) {
 	id := n.c.session
 	if s.table.Barred(id) {
 		n.end()
@@ -183,7 +183,7 @@ func (s *server) hello(n *conn, claims []lease.Claim) {
 		life := s.life
 		s.w.after(time.Millisecond, func() {
 			if s.life == life && !n.dead {
-				s.hello(n, claims)
+				s.hello(n, claims, answered)
 			}
 		})
 		return
@@ -199,7 +199,7 @@ func (s *server) hello(n *conn, claims []lease.Claim) {
 	if k.void == nil {
 		k.void = map[proto.FileID]proto.Gen{}
 	}
-	s.conns[id], s.logs[id], s.done[id] = n, nil, k.last
+	s.conns[id], s.logs[id], s.done[id] = n, nil, max(k.last, answered)
 	lost, void, actions := s.table.Begin(id, claims, s.clock())
 	n.send(mainWay, func() { n.c.welcome(n, claims, lost, void, k.last) })
 	s.do(actions)
