@@ -55,6 +55,11 @@ var mountOperations = []operation{
 	{"look at what the server's programs do", 10, (*historian).readLocal},
 }
 
+var lockOperations = []operation{
+	{"lock", 8, (*historian).lock},
+	{"read a slot", 3, (*historian).readSlot},
+}
+
 var localOperations = []operation{
 	{"write", 4, (*historian).writeLocal},
 	{"look up a name", 4, (*historian).readName},

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,12 +28,14 @@ const historianEnv = "CAGE_E2E_HISTORIAN"
 // errand is what a historian is to do. It does the operations in an order that
 // the seed and its number alone decide.
 type errand struct {
-	Dir   string // of the round, as it sees it
-	Seed  uint64
-	Proc  int
-	Ops   int
-	Mount int  // which it works on
-	Local bool // it is a program on the server, and Dir there
+	Dir     string // of the round, as it sees it
+	Seed    uint64
+	Proc    int
+	Ops     int
+	Mount   int  // which it works on
+	Local   bool // it is a program on the server, and Dir there
+	Locks   bool // it does nothing but lock
+	Signals bool // all the time it gets some
 }
 
 // account is what it tells: at first, that it is ready (nothing), then what it has done.
@@ -123,8 +127,14 @@ func (h *historian) path(name string) string { return filepath.Join(h.Dir, name)
 // work does its operations.
 func (h *historian) work() error {
 	todo := mountOperations
-	if h.Local {
+	switch {
+	case h.Local:
 		todo = localOperations
+	case h.Locks:
+		todo = lockOperations
+	}
+	if h.Signals {
+		defer signalled()()
 	}
 	var sum int
 	for _, o := range todo {
@@ -142,6 +152,25 @@ func (h *historian) work() error {
 		}
 	}
 	return nil
+}
+
+// signalled sends this process signals until its result is called. The runtime of Go
+// handles SIGURG, and has the kernel do again what that interrupts.
+func signalled() (stop func()) {
+	done := make(chan struct{})
+	var ended sync.WaitGroup
+	ended.Go(func() {
+		for often := time.NewTicker(time.Millisecond); ; {
+			select {
+			case <-often.C:
+				unix.Kill(os.Getpid(), unix.SIGURG)
+			case <-done:
+				often.Stop()
+				return
+			}
+		}
+	})
+	return func() { close(done); ended.Wait() }
 }
 
 // value is one that no other process of the round stores, and this one only once.
@@ -181,7 +210,15 @@ func (h *historian) add(r hist.Record, kind hist.Kind, object string, op hist.Op
 	} else {
 		r.Arg = arg
 	}
-	h.records = append(h.records, r)
+	// What a program on the server sees is an object of its own, and who changes it is in both.
+	there := r
+	there.Object += " at the server"
+	if !h.Local {
+		h.records = append(h.records, r)
+	}
+	if h.Local || op != hist.Read && !strings.Contains(object, "slot") && (kind == hist.Name || kind == hist.Register) {
+		h.records = append(h.records, there)
+	}
 }
 
 // addName records what a call did to a name, which may have failed as such calls do.
@@ -210,7 +247,7 @@ func startHistorians(t testing.TB, n int) (hs historians) {
 	t.Helper()
 	for range n {
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), historianEnv+"=1", "GOMAXPROCS=2")
+		cmd.Env = append(os.Environ(), historianEnv+"=1", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1") // no signals but those that a test wants
 		cmd.Stderr = os.Stderr
 		stdin, err := cmd.StdinPipe()
 		require.NoError(t, err)

@@ -26,10 +26,11 @@ const (
 
 // TestLinearizable has processes on several mounts of one export, and one on the
 // server, do random operations on the same files and directories, and searches
-// an order in which all their answers are right. Programs on the server are two
-// matters: what the one reads of names and attributes is part of that order; what
-// it writes, which mounts hear of later, is in objects of its own, of which each
-// answer must have been right within localLate.
+// an order in which all their answers are right. The program on the server is
+// apart in two ways. It sees a change when it is applied, a moment before the
+// mount that makes it: what it reads of names and attributes has an order with all
+// changes, but none with what mounts read. What it writes mounts hear of later: that is in objects of
+// its own, of which each answer must have been right within localLate.
 //
 // With CAGE_LINEAR=1 there are three mounts, else one, which is in order without leases
 // too. CAGE_LINEAR_TIME says how long, CAGE_SEED where it
@@ -60,11 +61,36 @@ func TestLinearizable(t *testing.T) {
 		}
 	}
 	hs := startHistorians(t, len(g.roots)+1)
-	first, rounds, operations := seed(t), uint64(0), 0
-	for end := time.Now().Add(long); time.Now().Before(end); rounds++ {
-		operations += g.round(hs, first+rounds)
+	g.rounds(hs, long, func(seed uint64, name string) (errands []errand) {
+		for i, root := range g.roots {
+			errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 130, Mount: slices.Index(g.mounts, root)})
+		}
+		return append(errands, errand{Dir: filepath.Join(g.export, name), Seed: seed, Proc: len(g.roots), Ops: 60, Local: true})
+	})
+}
+
+// TestLocksOfMany: of processes on two mounts that lock the same files all the
+// time no two own a lock, and who owns it sees what was done under it. With CAGE_LINEAR=1 they get
+// signals meanwhile: a wait for a lock ends and begins again.
+func TestLocksOfMany(t *testing.T) {
+	if !accept {
+		t.Parallel()
 	}
-	t.Logf("%d rounds, %d operations of %d processes on %d mounts and one on the server: all in order", rounds, operations, len(g.roots), len(g.mounts))
+	l := newLab(t, "")
+	g := &ground{lab: l, export: l.mkdir("export")}
+	s := l.newServer(g.export)
+	s.start()
+	g.mounts = []string{l.mount(s), l.mount(s)}
+	for range 4 {
+		g.roots = append(g.roots, g.mounts...)
+	}
+	long := time.Duration(full(3, 120)) * time.Second
+	g.rounds(startHistorians(t, len(g.roots)), long, func(seed uint64, name string) (errands []errand) {
+		for i, root := range g.roots {
+			errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 40, Locks: true, Signals: strict})
+		}
+		return errands
+	})
 }
 
 // ground is an export with its mounts.
@@ -75,15 +101,21 @@ type ground struct {
 	roots  []string // the mount of each process
 }
 
-// round makes a directory, has the processes work there, and checks what they tell.
-func (g *ground) round(hs historians, seed uint64) (operations int) {
-	t, name := g.t, fmt.Sprint("round", seed)
-	all := g.prepare(filepath.Join(g.mounts[0], name))
-	var errands []errand
-	for i, root := range g.roots {
-		errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 130, Mount: slices.Index(g.mounts, root)})
+// rounds goes round for a while: each has a seed and a directory of its own, in
+// which the processes do what errands says.
+func (g *ground) rounds(hs historians, long time.Duration, errands func(seed uint64, name string) []errand) {
+	first, rounds, operations := seed(g.t), uint64(0), 0
+	for end := time.Now().Add(long); time.Now().Before(end); rounds++ {
+		name := fmt.Sprint("round", first+rounds)
+		operations += g.round(hs, first+rounds, name, errands(first+rounds, name))
 	}
-	errands = append(errands, errand{Dir: filepath.Join(g.export, name), Seed: seed, Proc: len(g.roots), Ops: 60, Local: true})
+	g.t.Logf("%d rounds, %d operations of %d processes on %d mounts: all in order", rounds, operations, len(hs), len(g.mounts))
+}
+
+// round makes a directory, has the processes work there, and checks what they tell.
+func (g *ground) round(hs historians, seed uint64, name string, errands []errand) (operations int) {
+	t := g.t
+	all := g.prepare(filepath.Join(g.mounts[0], name))
 	told := hs.do(t, errands)
 	all.Records, all.Late = append(all.Records, told.Records...), append(all.Late, told.Late...)
 
