@@ -195,7 +195,7 @@ func (s *Session) Settled() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.over {
-		s.urgentLocked(wire.OpSettled, &wire.Empty{})
+		s.urgentLocked(wire.OpSettled, &wire.SettledReq{Seq: s.log.WireLast()})
 	}
 }
 
@@ -231,7 +231,7 @@ func (s *Session) keepLeases() {
 func (s *Session) resumedLeasesLocked(req *wire.HelloReq, rep *wire.HelloRep) {
 	claims := make([]lease.Claim, len(req.Claims))
 	for i, c := range req.Claims {
-		claims[i] = lease.Claim(c)
+		claims[i] = lease.Claim{ID: c.ID, Gen: c.Gen, First: c.First, Mode: c.Mode}
 	}
 	lost := make([]int, len(rep.Lost))
 	for i, n := range rep.Lost {
@@ -251,7 +251,7 @@ func (s *Session) resumedLeasesLocked(req *wire.HelloReq, rep *wire.HelloRep) {
 	} else {
 		s.upcalls.missed()
 	}
-	s.urgentLocked(wire.OpSettled, &wire.Empty{})
+	s.urgentLocked(wire.OpSettled, &wire.SettledReq{Seq: s.log.WireLast()})
 }
 
 // maxClearings is how often a change is begun again for which leases are needed.

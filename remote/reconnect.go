@@ -148,7 +148,7 @@ func (s *Session) resumeHello() *wire.HelloReq {
 	}
 	req.Locks = s.locks.list()
 	for _, c := range s.leases.Claims(wire.MaxClaims) {
-		req.Claims = append(req.Claims, wire.Claim(c))
+		req.Claims = append(req.Claims, wire.Claim{ID: c.ID, Gen: c.Gen, First: c.First, Mode: c.Mode})
 	}
 	return req
 }

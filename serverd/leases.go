@@ -153,7 +153,7 @@ func (l *Leases) enter(id proto.SessionID, uses bool, q *outq, claims []wire.Cla
 	l.out[id] = q
 	list := make([]lease.Claim, len(claims))
 	for i, c := range claims {
-		list[i] = lease.Claim(c)
+		list[i] = lease.Claim{ID: c.ID, Gen: c.Gen, First: c.First, Mode: c.Mode}
 	}
 	places, void, actions := l.table.Begin(id, list, boottime.Now())
 	l.doLocked(actions)

@@ -67,9 +67,9 @@ func peeked(c *call, m *wire.PeekedReq) (wire.Message, error) {
 	return &wire.Empty{}, c.sess.after(m.Seq, func() { c.exp.Leases.peeked(c.sess.id, m) })
 }
 
-func settled(c *call, _ *wire.Empty) (wire.Message, error) {
-	c.exp.Leases.settled(c.sess.id)
-	return &wire.Empty{}, nil
+// settled ends the waiting for a session after a restart, when all that it acknowledged before is applied.
+func settled(c *call, m *wire.SettledReq) (wire.Message, error) {
+	return &wire.Empty{}, c.sess.after(m.Seq, func() { c.exp.Leases.settled(c.sess.id) })
 }
 
 // look returns when the present state of files is all that anybody may know of them.

@@ -44,6 +44,7 @@ type held struct {
 	tenure uint64
 	wrote  bool // it was once a write lease
 	gen    proto.Gen
+	first  proto.Gen // since when it has been a write lease, if it is one
 	mode   proto.LeaseMode
 	busy   int // Use, less Unuse
 	// returning: recalled up to gen, but for to.
@@ -90,9 +91,12 @@ func (t *Table) Granted(id proto.FileID, l proto.Lease) (ok, back bool) {
 	switch {
 	case h == nil:
 		t.tenures++
-		t.held[id] = &held{tenure: t.tenures, gen: l.Gen, mode: l.Mode, wrote: l.Mode == proto.WriteLease}
+		t.held[id] = &held{tenure: t.tenures, gen: l.Gen, first: l.Gen, mode: l.Mode, wrote: l.Mode == proto.WriteLease}
 		return true, false
 	case l.Gen.Compare(h.gen) > 0:
+		if h.mode != proto.WriteLease {
+			h.first = l.Gen
+		}
 		h.gen, h.mode, h.returning = l.Gen, l.Mode, false
 		h.wrote = h.wrote || l.Mode == proto.WriteLease
 		return true, false
@@ -250,11 +254,12 @@ func (t *Table) Idle(before time.Duration, most int) (out []Recall) {
 	return out
 }
 
-// Claim is a lease to go on with after a reconnect.
+// Claim is a lease to go on with after a reconnect. First is since when it has
+// been one for writing, as far as that matters: what was logged since then counts.
 type Claim struct {
-	ID   proto.FileID
-	Gen  proto.Gen
-	Mode proto.LeaseMode
+	ID         proto.FileID
+	Gen, First proto.Gen
+	Mode       proto.LeaseMode
 }
 
 // Claims are the leases, at most so many, those for writing first, in order.
@@ -263,7 +268,7 @@ func (t *Table) Claims(most int) (out []Claim) {
 	for _, mode := range []proto.LeaseMode{proto.WriteLease, proto.ReadLease} {
 		for _, id := range ids {
 			if h := t.held[id]; h.mode == mode && len(out) < most {
-				out = append(out, Claim{id, h.gen, mode})
+				out = append(out, Claim{id, h.gen, h.first, mode})
 			}
 		}
 	}

@@ -64,7 +64,7 @@ func TestTerm(t *testing.T) {
 	require.False(t, tab.Holds(1, proto.ReadLease, end))
 	require.True(t, tab.Expire(end))
 	require.False(t, tab.Expire(end), "once")
-	require.Equal(t, []Claim{{2, gen(2), proto.WriteLease}}, tab.Claims(10), "what was written under it is to be delivered")
+	require.Equal(t, []Claim{{2, gen(2), gen(2), proto.WriteLease}}, tab.Claims(10), "what was written under it is to be delivered")
 	tab.Answered(end, end)
 	require.NotZero(t, tab.Tenure(2, end))
 	require.NotEqual(t, first, tab.Tenure(2, end))

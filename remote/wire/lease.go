@@ -4,18 +4,21 @@ import "cagefs.dev/cage/remote/proto"
 
 // Claim is a lease that a client which comes back has.
 type Claim struct {
-	ID   proto.FileID
-	Gen  proto.Gen
-	Mode proto.LeaseMode
+	ID    proto.FileID
+	Gen   proto.Gen
+	First proto.Gen
+	Mode  proto.LeaseMode
 }
 
-const claimLeast = 4 // bytes
+const claimLeast = 6 // bytes
 
 func appendClaim(b []byte, m Claim) []byte {
-	return appendInt(appendGen(appendInt(b, m.ID), m.Gen), uint8(m.Mode))
+	return appendInt(appendGen(appendGen(appendInt(b, m.ID), m.Gen), m.First), uint8(m.Mode))
 }
 
-func (c *Cursor) claim() Claim { return Claim{ID: c.fid(), Gen: c.gen(), Mode: c.leaseMode()} }
+func (c *Cursor) claim() Claim {
+	return Claim{ID: c.fid(), Gen: c.gen(), First: c.gen(), Mode: c.leaseMode()}
+}
 
 // AcquireReq asks for leases on files, all at once; it is answered when they are
 // had. NoLease asks for a look: the answer comes when what others have
@@ -76,6 +79,16 @@ func (m *PeekedReq) Append(b []byte) []byte {
 
 // Decode implements Message.
 func (m *PeekedReq) Decode(c *Cursor) { m.ID, m.Num, m.Seq = c.fid(), c.uvarint(), c.seq() }
+
+// SettledReq says that the session relies on nothing from before its last hello
+// but what the reply left it, and that what it had acknowledged by then are operations up to Seq.
+type SettledReq struct{ Seq proto.Seq }
+
+// Append implements Message.
+func (m *SettledReq) Append(b []byte) []byte { return appendInt(b, m.Seq) }
+
+// Decode implements Message.
+func (m *SettledReq) Decode(c *Cursor) { m.Seq = c.seq() }
 
 // Recall asks for a lease back, but for Mode, if it is no newer than Gen.
 type Recall struct {

@@ -46,7 +46,7 @@ const (
 	OpAcquire Opcode = 36 // AcquireReq, AcquireRep
 	OpReturn  Opcode = 37 // ReturnReq, Empty
 	OpPeeked  Opcode = 38 // PeekedReq, Empty
-	OpSettled Opcode = 39 // Empty, Empty: of the leases from before a resume nothing is relied on but what the hello's reply left
+	OpSettled Opcode = 39 // SettledReq, Empty: of the leases from before a resume nothing is relied on but what the hello's reply left
 
 	// Changing (50–79): ChangeReq, ChangeRep; one for each proto.OpKind, at
 	// OpChange + kind. Main connection only, in the order of the session's log.
@@ -117,7 +117,7 @@ var Table = map[Opcode]Spec{
 	OpAcquire: {Name: "acquire", NewRequest: fresh[AcquireReq], NewReply: fresh[AcquireRep]},
 	OpReturn:  {Name: "return", NewRequest: fresh[ReturnReq], NewReply: fresh[Empty]},
 	OpPeeked:  {Name: "peeked", NewRequest: fresh[PeekedReq], NewReply: fresh[Empty]},
-	OpSettled: {Name: "settled", NewRequest: fresh[Empty], NewReply: fresh[Empty]},
+	OpSettled: {Name: "settled", NewRequest: fresh[SettledReq], NewReply: fresh[Empty]},
 
 	OpChange + Opcode(proto.OpMake):        change[proto.Make]("make"),
 	OpChange + Opcode(proto.OpLink):        change[proto.Link]("link"),

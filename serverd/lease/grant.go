@@ -142,6 +142,9 @@ func (t *Table) Admit(id proto.SessionID, gen proto.Gen, files []proto.FileID) V
 		if s == nil || s.fencing {
 			return Void
 		}
+		if t.owed(s, gen, files) {
+			return t.admitted(files)
+		}
 		h := s.holdings[files[0]]
 		if h == nil || h.mode != proto.WriteLease || gen.Compare(h.first) < 0 {
 			return Void
@@ -159,10 +162,29 @@ func (t *Table) Admit(id proto.SessionID, gen proto.Gen, files []proto.FileID) V
 			}
 		}
 	}
+	return t.admitted(files)
+}
+
+func (t *Table) admitted(files []proto.FileID) Verdict {
 	for _, file := range files {
 		t.file(file).changing++
 	}
 	return Admitted
+}
+
+// owed reports whether a change was logged under a lease of before the restart
+// whose return was lost with the server: if it had been taken, the change would
+// have been applied before. So nobody has had the lease since, as long as the grace time goes on.
+func (t *Table) owed(s *session, gen proto.Gen, files []proto.FileID) bool {
+	if !t.absent[s.id] || gen.Boot >= t.o.Boot || gen.Compare(s.void[files[0]]) <= 0 {
+		return false
+	}
+	for _, id := range files {
+		if f := t.files[id]; f != nil && len(f.others(s.id)) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Done says that a change that was admitted is applied, or will never be.

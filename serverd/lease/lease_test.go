@@ -80,7 +80,7 @@ func TestSilentHolderIsFenced(t *testing.T) {
 	require.Len(t, fence, 1)
 	require.True(t, tab.Barred(1))
 	require.Len(t, only(Ready, tab.Fenced(fence[0], 26*time.Second)), 1)
-	lost, _, _ := tab.Begin(1, []Claim{{9, fence[0].Gen, proto.WriteLease}}, 27*time.Second)
+	lost, _, _ := tab.Begin(1, []Claim{{9, fence[0].Gen, fence[0].Gen, proto.WriteLease}}, 27*time.Second)
 	require.Equal(t, []int{0}, lost)
 }
 
@@ -91,13 +91,13 @@ func TestGrace(t *testing.T) {
 	tab.Begin(3, nil, 0)
 	require.Empty(t, tab.Wait(WaitID{3, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0))
 	require.Equal(t, Again, tab.Admit(3, proto.Gen{}, []proto.FileID{9}))
-	lost, _, _ := tab.Begin(1, []Claim{{9, proto.Gen{Boot: 1, Counter: 3}, proto.WriteLease}}, time.Second)
+	lost, _, _ := tab.Begin(1, []Claim{{9, proto.Gen{Boot: 1, Counter: 3}, proto.Gen{Boot: 1, Counter: 2}, proto.WriteLease}}, time.Second)
 	require.Empty(t, lost)
-	lost, _, _ = tab.Begin(2, []Claim{{8, proto.Gen{Boot: 1, Counter: 6}, proto.ReadLease}}, time.Second)
+	lost, _, _ = tab.Begin(2, []Claim{{8, proto.Gen{Boot: 1, Counter: 6}, proto.Gen{}, proto.ReadLease}}, time.Second)
 	require.Equal(t, []int{0}, lost, "it was fenced before the restart")
 	require.Empty(t, tab.Settled(1, time.Second))
 	require.Len(t, only(Recall, tab.Settled(2, time.Second)), 1, "the grace time is over with the last who was missing")
-	require.Equal(t, Admitted, tab.Admit(1, proto.Gen{Boot: 1, Counter: 4}, []proto.FileID{9}))
+	require.Equal(t, Admitted, tab.Admit(1, proto.Gen{Boot: 1, Counter: 2}, []proto.FileID{9}))
 	tab.Done([]proto.FileID{9}, 0)
 	require.Len(t, only(Ready, tab.Return(1, 9, proto.Gen{Boot: 1, Counter: 3}, proto.NoLease, 0)), 1)
 }
@@ -113,6 +113,20 @@ func TestAskedForAgain(t *testing.T) {
 	require.Empty(t, tab.Return(1, 9, old, proto.ReadLease, 0))
 	require.Equal(t, Admitted, tab.Admit(1, old, []proto.FileID{9}), "what was logged before still counts")
 	require.Equal(t, Admitted, tab.Admit(1, ready[0].Gens[0], []proto.FileID{9}))
+}
+
+// A return may get lost together with the server: what was logged before it is
+// taken in the grace time without the lease, and nothing else.
+func TestOwedOverARestart(t *testing.T) {
+	tab := newTable(map[proto.SessionID]map[proto.FileID]proto.Gen{1: {8: {Boot: 1, Counter: 5}}, 2: nil})
+	tab.Begin(1, nil, 0)
+	tab.Begin(2, []Claim{{7, proto.Gen{Boot: 1, Counter: 9}, proto.Gen{}, proto.ReadLease}}, 0)
+	gen := proto.Gen{Boot: 1, Counter: 4}
+	require.Equal(t, Admitted, tab.Admit(1, gen, []proto.FileID{9}))
+	require.Equal(t, Void, tab.Admit(1, gen, []proto.FileID{8}), "it was fenced")
+	require.Equal(t, Void, tab.Admit(1, gen, []proto.FileID{7}), "somebody has a lease")
+	tab.Settled(1, 0)
+	require.Equal(t, Void, tab.Admit(1, gen, []proto.FileID{9}), "all that was owed is delivered")
 }
 
 // A look at a file that somebody writes waits for his answer and leaves him the lease.

@@ -34,11 +34,12 @@ func (t *Table) Barred(id proto.SessionID) bool {
 	return s != nil && !s.ended && (s.condemned || s.fencing)
 }
 
-// Claim is a lease that a session which comes back says it has.
+// Claim is a lease that a session which comes back says it has. First is since
+// when it has been one for writing, as far as what was logged since is not known to be applied.
 type Claim struct {
-	ID   proto.FileID
-	Gen  proto.Gen
-	Mode proto.LeaseMode
+	ID         proto.FileID
+	Gen, First proto.Gen
+	Mode       proto.LeaseMode
 }
 
 // Begin says that a session is there, anew or again; it is not Barred. lost are
@@ -60,18 +61,20 @@ func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lo
 		}
 	}
 	for _, h := range s.sorted() {
-		if !claimed[h.id] { // its grant never arrived
+		switch h.sent = 0; { // what was asked of it may have been lost with its connection
+		case claimed[h.id]:
+		case h.mode == proto.WriteLease: // its grant got lost, or its return, and what was logged before that
+			t.recall(h, proto.NoLease, now)
+		default:
 			t.drop(h, now)
 			t.promote(h.id, now)
-			continue
 		}
-		h.sent = 0 // what was asked of it may have been lost with its connection
 	}
 	return lost, proto.Gen{Boot: t.o.Boot, Counter: t.counter}, t.take()
 }
 
 // Settled says that a session relies on nothing from before a restart but what
-// Begin left it: the grace time does not wait for it any more.
+// Begin left it, and that all that it had acknowledged is applied: the grace time does not wait for it any more.
 func (t *Table) Settled(id proto.SessionID, now time.Duration) []Action {
 	if s := t.sessions[id]; s != nil {
 		s.void = nil // it knows
@@ -85,7 +88,7 @@ func (t *Table) Settled(id proto.SessionID, now time.Duration) []Action {
 // claim is one of Begin's.
 func (t *Table) claim(s *session, c Claim) bool {
 	if h := s.holdings[c.ID]; h != nil {
-		return h.mode >= c.Mode && c.Gen.Compare(h.gen) <= 0 && (c.Mode != proto.WriteLease || c.Gen.Compare(h.first) >= 0)
+		return h.mode >= c.Mode && c.Gen.Compare(h.gen) <= 0
 	}
 	if !t.absent[s.id] || c.Gen.Boot >= t.o.Boot || c.Gen.Compare(s.void[c.ID]) <= 0 {
 		return false
@@ -97,7 +100,7 @@ func (t *Table) claim(s *session, c Claim) bool {
 	}
 	h := &holding{id: c.ID, s: s, mode: c.Mode, gen: c.Gen}
 	if c.Mode == proto.WriteLease {
-		h.first = c.Gen
+		h.first = c.First
 	}
 	f.holders[s.id], s.holdings[c.ID] = h, h
 	s.order = append(s.order, given{c.ID, c.Gen})
@@ -158,12 +161,12 @@ func (t *Table) strip(s *session, now time.Duration) {
 // Tick is to be called a few times a second while Busy: it sends again what was
 // not answered, and takes away what nobody gives back.
 func (t *Table) Tick(now time.Duration) []Action {
-	over := t.Grace() && now >= t.o.Now+t.o.Term+t.o.Term/20
+	grace := now - t.o.Now - t.o.Term/20
 	for _, id := range slices.Sorted(maps.Keys(t.sessions)) {
 		s := t.sessions[id]
 		switch {
 		case s.fencing:
-		case over && t.absent[id]:
+		case t.absent[id] && (grace >= t.o.Term && !s.there || grace >= 3*t.o.Term):
 			t.fence(s)
 		case s.ended:
 			if now >= s.heard+t.o.Term {

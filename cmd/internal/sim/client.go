@@ -160,16 +160,21 @@ func (c *client) connect() {
 	c.w.server.all = append(c.w.server.all, n)
 	var claims []server_lease.Claim
 	for _, l := range c.leases.Claims(100) {
-		claims = append(claims, server_lease.Claim(l))
+		claims = append(claims, server_lease.Claim{ID: l.ID, Gen: l.Gen, First: l.First, Mode: l.Mode})
 	}
-	sent, answered := c.clock(), c.seq
-	if len(c.log) > 0 {
-		answered = c.log[0].seq - 1
-	}
+	sent, answered := c.clock(), c.acked()
 	n.send(toServer, func() {
 		c.w.server.hello(n, claims, answered)
 		n.send(mainWay, func() { c.renew(sent) })
 	})
+}
+
+// acked is the operation up to which all are answered.
+func (c *client) acked() proto.Seq {
+	if len(c.log) > 0 {
+		return c.log[0].seq - 1
+	}
+	return c.seq
 }
 
 func (c *client) disconnected(n *conn) {
@@ -200,7 +205,7 @@ func (c *client) welcome(n *conn, claims []server_lease.Claim, lost []int, void 
 	c.w.say("%v is welcome, lost %v of %v", c, lost, claims)
 	mine := make([]lease.Claim, len(claims))
 	for i, cl := range claims {
-		mine[i] = lease.Claim(cl)
+		mine[i] = lease.Claim{ID: cl.ID, Gen: cl.Gen, First: cl.First, Mode: cl.Mode}
 	}
 	for _, i := range lost {
 		if mine[i].Mode == proto.WriteLease {
@@ -213,7 +218,11 @@ func (c *client) welcome(n *conn, claims []server_lease.Claim, lost []int, void 
 	}
 	settled := func() {
 		if !n.dead {
-			n.send(toServer, func() { c.w.server.do(c.w.server.table.Settled(c.session, c.w.server.clock())) })
+			seq := c.seq
+			n.send(toServer, func() {
+				srv := c.w.server
+				srv.after(n, seq, false, func() { srv.do(srv.table.Settled(c.session, srv.clock())) })
+			})
 		}
 	}
 	if len(gone) > 0 {
