@@ -210,14 +210,21 @@ func (h *historian) add(r hist.Record, kind hist.Kind, object string, op hist.Op
 	} else {
 		r.Arg = arg
 	}
-	// What a program on the server sees is an object of its own, and who changes it is in both.
-	there := r
-	there.Object += " at the server"
 	if !h.Local {
 		h.records = append(h.records, r)
 	}
-	if h.Local || op != hist.Read && !strings.Contains(object, "slot") && (kind == hist.Name || kind == hist.Register) {
-		h.records = append(h.records, there)
+	// Who changes something that is seen in two ways is in the history of both.
+	also := func(object string) {
+		r.Object += object
+		h.records = append(h.records, r)
+	}
+	switch changes := op != hist.Read; {
+	case h.Local:
+		also(" at the server")
+	case changes && (kind == hist.Name || kind == hist.Register && !strings.Contains(object, "slot")):
+		also(" at the server")
+	case changes && kind == hist.Size:
+		also(bySeek)
 	}
 }
 
