@@ -43,7 +43,8 @@ type Leases struct {
 	known   map[proto.SessionID]bool // the journal says that they may have leases
 	waits   map[lease.WaitID]func([]proto.Gen)
 	last    uint64
-	changes uint64 // of any file, beginnings and ends
+	changes uint64         // of any file, beginnings and ends
+	early   []proto.FileID // changed by programs of the server, before begin
 }
 
 var _ journal.Leases = (*Leases)(nil)
@@ -63,6 +64,8 @@ func (l *Leases) begin(j *journal.Journal, term time.Duration, drop func(proto.S
 		l.known[id] = true
 	}
 	l.table = lease.New(lease.Options{Boot: j.Boot(), Term: term, Limit: maxLeases, Now: boottime.Now(), Before: before})
+	l.doLocked(l.table.Revoke(0, l.early, boottime.Now()))
+	l.early = nil
 }
 
 // run is the passing of time, until ctx ends.
@@ -376,12 +379,13 @@ func (l *Leases) Changed(a journal.Applied) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.table == nil {
-		return
-	}
 	l.changes++
 	for _, id := range []proto.FileID{a.ID, a.Dir, a.NewDir} {
-		if id != 0 {
+		switch {
+		case id == 0:
+		case l.table == nil: // found at the start
+			l.early = append(l.early, id)
+		default:
 			l.doLocked(l.table.Revoke(0, []proto.FileID{id}, boottime.Now()))
 		}
 	}

@@ -231,6 +231,9 @@ func (t *Table) Foreign(id proto.SessionID, file proto.FileID) bool {
 // of them but those of one session are recalled.
 func (t *Table) Revoke(but proto.SessionID, files []proto.FileID, now time.Duration) []Action {
 	for _, file := range files {
+		if t.Grace() {
+			t.revoked[file] = true
+		}
 		if f := t.files[file]; f != nil {
 			for _, h := range f.others(but) {
 				t.recall(h, proto.NoLease, now)

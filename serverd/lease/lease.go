@@ -105,6 +105,7 @@ type Table struct {
 	files    map[proto.FileID]*file
 	waits    map[WaitID]*waiter
 	absent   map[proto.SessionID]bool // of Before: not back yet, the grace time goes on
+	revoked  map[proto.FileID]bool    // changed since the start without asking anybody: who is absent may have leases
 	out      []Action
 }
 
@@ -178,6 +179,7 @@ func New(o Options) *Table {
 	t := &Table{
 		o: o, sessions: make(map[proto.SessionID]*session), files: make(map[proto.FileID]*file),
 		waits: make(map[WaitID]*waiter), absent: make(map[proto.SessionID]bool),
+		revoked: make(map[proto.FileID]bool),
 	}
 	for id, void := range o.Before {
 		t.absent[id] = true

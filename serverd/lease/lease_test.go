@@ -129,6 +129,19 @@ func TestOwedOverARestart(t *testing.T) {
 	require.Equal(t, Void, tab.Admit(1, gen, []proto.FileID{9}), "all that was owed is delivered")
 }
 
+// A program of the server changed a file before its holder came back after a
+// restart: the holder gets the lease, but only to be told.
+func TestChangedBeforeTheHolderIsBack(t *testing.T) {
+	tab := newTable(map[proto.SessionID]map[proto.FileID]proto.Gen{1: nil, 2: nil})
+	require.Empty(t, tab.Revoke(0, []proto.FileID{9}, 0))
+	gen := proto.Gen{Boot: 1, Counter: 4}
+	lost, _, out := tab.Begin(1, []Claim{{9, gen, gen, proto.ReadLease}, {8, gen, gen, proto.ReadLease}}, 0)
+	require.Empty(t, lost)
+	require.Len(t, out, 1)
+	require.EqualValues(t, 9, out[0].ID)
+	require.Equal(t, Recall, out[0].Kind)
+}
+
 // A look at a file that somebody writes waits for his answer and leaves him the lease.
 func TestLook(t *testing.T) {
 	tab := newTable(nil, 1, 2)

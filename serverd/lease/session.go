@@ -62,6 +62,8 @@ func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lo
 	}
 	for _, h := range s.sorted() {
 		switch h.sent = 0; { // what was asked of it may have been lost with its connection
+		case claimed[h.id] && t.revoked[h.id]:
+			t.recall(h, proto.NoLease, now)
 		case claimed[h.id]:
 		case h.mode == proto.WriteLease: // its grant got lost, or its return, and what was logged before that
 			t.recall(h, proto.NoLease, now)
@@ -111,6 +113,7 @@ func (t *Table) claim(s *session, c Claim) bool {
 func (t *Table) returned(id proto.SessionID, now time.Duration) {
 	delete(t.absent, id)
 	if !t.Grace() {
+		clear(t.revoked)
 		for _, w := range t.waiting() {
 			t.start(w, now)
 		}

@@ -240,18 +240,18 @@ func (c *client) welcome(n *conn, claims []server_lease.Claim, lost []int, void 
 	}
 }
 
-// fenced gives up what was logged for a file and is not applied.
+// fenced gives up what was logged for a file and is not applied. The numbers are
+// used up: nothing is done under them.
 func (c *client) fenced(id proto.FileID, applied proto.Seq) {
 	if c.w.broken == Fencing {
 		return
 	}
-	c.log = slices.DeleteFunc(c.log, func(l *logged) bool {
-		if !l.acked || l.file != id || l.seq <= applied {
-			return false
+	for _, l := range c.log {
+		if l.acked && l.file == id && l.seq > applied {
+			c.lost(l)
+			l.kind = Read
 		}
-		c.lost(l)
-		return true
-	})
+	}
 }
 
 // ask sends a request whose answer, if it comes, counts for the term. Without a connection nothing
@@ -382,12 +382,17 @@ func (c *client) granted(id proto.FileID, l proto.Lease) bool {
 	return ok
 }
 
-// keep lets the kernel keep what it is told, under a lease that it has had since it was asked for.
-func (c *client) keep(id proto.FileID, v view, recalls int) {
+// keep lets the kernel keep what it is told, under a lease that it has had since
+// it was asked for: attributes and names for a time, pages until it is made to forget.
+func (c *client) keep(id proto.FileID, v view, recalls int, pages bool) {
 	if c.recall[id] != recalls || c.leases.Tenure(id, c.clock()) == 0 {
 		return
 	}
-	c.kernel[id] = kept{v, c.leases.Until()}
+	k := kept{v, c.leases.Until()}
+	if pages {
+		k.until = Never
+	}
+	c.kernel[id] = k
 }
 
 // cached is what the kernel answers from itself.
@@ -525,7 +530,7 @@ func (c *client) stat(id proto.FileID) {
 			c.w.server.after(n, upto, false, func() { // a look waits for one's own writes
 				c.w.server.getAttr(n, id, func(v view, l proto.Lease) {
 					if l.Mode != proto.NoLease && c.granted(id, l) && c.seq == upto {
-						c.keep(id, v, recalls)
+						c.keep(id, v, recalls, false)
 					}
 					if t.open() {
 						c.saw(id, v, call, true)
@@ -560,7 +565,7 @@ func (c *client) readFile(id proto.FileID) {
 			c.w.server.after(n, upto, false, func() {
 				c.w.server.read(n, id, func(v view) {
 					if c.seq == upto {
-						c.keep(id, v, recalls)
+						c.keep(id, v, recalls, true)
 					}
 					if t.open() {
 						c.saw(id, v, call, false)

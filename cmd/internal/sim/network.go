@@ -31,7 +31,11 @@ const (
 
 // send makes do happen at the other end, if the connection lives until then.
 func (n *conn) send(way int, do func()) {
-	at := max(n.w.now+n.w.between(time.Millisecond, 60*time.Millisecond), n.last[way])
+	delay := n.w.between(time.Millisecond, 60*time.Millisecond)
+	if n.w.chance(100) {
+		delay *= 50
+	}
+	at := max(n.w.now+delay, n.last[way])
 	n.last[way] = at
 	n.w.after(at-n.w.now, func() {
 		if n.dead {

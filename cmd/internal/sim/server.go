@@ -13,7 +13,7 @@ import (
 type change struct {
 	seq  proto.Seq
 	gen  proto.Gen
-	kind Kind // Write, Put, Take
+	kind Kind // Write, Put, Take; Read: nothing
 	file proto.FileID
 	dir  proto.FileID
 	name int
@@ -341,6 +341,11 @@ func (s *server) next(n *conn) {
 	ch, k := s.logs[id][0], s.known[id]
 	if r, ok := k.results[ch.seq]; ok && s.w.broken != AppliedOnce {
 		s.answer(n, ch, r)
+		return
+	}
+	if ch.kind == Read { // given up
+		k.last = max(k.last, ch.seq)
+		s.answer(n, ch, result{})
 		return
 	}
 	fs := s.touched(ch)

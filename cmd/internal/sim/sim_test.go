@@ -175,15 +175,22 @@ func TestSeedsReplay(t *testing.T) {
 	require.Equal(t, first, play())
 }
 
+// seldom are seeds to begin with where few show that a rule is broken.
+var seldom = map[Rule]uint64{FenceRecorded: 1036, ForgetFirst: 1005}
+
 // TestBrokenRulesAreCaught: without any of the rules some of so many seeds are
 // illegal, or break an invariant.
 func TestBrokenRulesAreCaught(t *testing.T) {
-	const seeds = 300
+	const seeds = 4000
 	for _, rule := range Rules {
 		t.Run(string(rule), func(t *testing.T) {
 			t.Parallel()
-			for seed := range uint64(seeds) {
-				if err := legal(seed+1, rule); err != nil {
+			for i := range uint64(seeds) {
+				seed := i + 1
+				if i == 0 && seldom[rule] != 0 {
+					seed = seldom[rule]
+				}
+				if err := legal(seed, rule); err != nil {
 					t.Logf("caught with %v", err)
 					return
 				}

@@ -218,7 +218,7 @@ func (w *world) faults() {
 			return
 		}
 		c := w.clients[w.rng.IntN(clients)]
-		switch w.rng.IntN(10) {
+		switch w.rng.IntN(11) {
 		case 0, 1, 2:
 			c.cut()
 		case 3, 4:
@@ -230,6 +230,13 @@ func (w *world) faults() {
 		case 8:
 			w.server.restart(w.between(10*time.Millisecond, 500*time.Millisecond))
 			w.after(w.between(time.Second, 8*time.Second), func() { w.server.restart(100 * time.Millisecond) })
+		case 10: // answers come late, and then nothing
+			if n := c.conn; n != nil {
+				late := w.between(time.Second, 8*time.Second)
+				n.last[mainWay] = max(n.last[mainWay], w.now+late)
+				w.say("%v: answers are %v late", c, late)
+				w.after(late+time.Millisecond, func() { w.partition(c) })
+			}
 		case 9:
 			if w.chance(4) && !c.dead && c != w.clients[0] {
 				if w.chance(2) {
