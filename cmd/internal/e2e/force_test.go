@@ -27,7 +27,11 @@ func TestForcedUmount(t *testing.T) {
 		{"in use", func(*lab, *proxy, string) {}, 0, ""},
 		{"the server is silent", func(l *lab, p *proxy, m string) { p.freeze() }, 9, "lost, as it could not be delivered: 1 change, 8 bytes of data"},
 		{"its process is stopped", func(l *lab, p *proxy, m string) { require.NoError(t, unix.Kill(l.mountPID(m), unix.SIGSTOP)) }, 9, "did not answer"},
-		{"its process is dead", func(l *lab, p *proxy, m string) { require.NoError(t, unix.Kill(l.mountPID(m), unix.SIGKILL)) }, 9, "had died"},
+		{"its process is dead", func(l *lab, p *proxy, m string) {
+			pid := l.mountPID(m)
+			require.NoError(t, unix.Kill(pid, unix.SIGKILL))
+			require.Eventually(t, func() bool { return unix.Kill(pid, 0) != nil }, 10*time.Second, time.Millisecond)
+		}, 9, "had died"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
