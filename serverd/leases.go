@@ -303,13 +303,6 @@ func (l *Leases) settled(id proto.SessionID) {
 	l.doLocked(l.table.Settled(id, boottime.Now()))
 }
 
-// count is how many leases a session has.
-func (l *Leases) count(id proto.SessionID) (read, write int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.table.Leases(id)
-}
-
 // changed is how often changes have begun and ended.
 func (l *Leases) changed() uint64 {
 	l.mu.Lock()

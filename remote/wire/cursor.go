@@ -65,7 +65,6 @@ func (c *Cursor) upTo(limit uint64) uint64 {
 	return v
 }
 
-func (c *Cursor) u8() uint8   { return uint8(c.upTo(math.MaxUint8)) }
 func (c *Cursor) u16() uint16 { return uint16(c.upTo(math.MaxUint16)) }
 func (c *Cursor) u32() uint32 { return uint32(c.upTo(math.MaxUint32)) }
 func (c *Cursor) flag() bool  { return c.upTo(1) == 1 }
