@@ -95,11 +95,11 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 	case c.isData && !wire.Table[h.Op].Data, h.Op == wire.OpHello, h.Op == wire.OpAttach, h.Op == wire.OpJoin:
 		return c.violation(h, status.Newf(status.BadFrame, "request", h.Op.String(), "not on this connection"))
 	}
-	if r, ok := m.(*wire.ChangeReq); ok {
-		return c.enqueue(h, r, int64(len(payload)))
-	}
 	if c.sess != nil && !c.sess.exp.Leases.heard(c.sess.id) {
 		return errSilent
+	}
+	if r, ok := m.(*wire.ChangeReq); ok {
+		return c.enqueue(h, r, int64(len(payload)))
 	}
 	switch h.Op {
 	case wire.OpPing:
