@@ -86,9 +86,10 @@ func (s *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fus
 	return fuse.OK
 }
 
-// maxCopy bounds the bytes of one copy_file_range(2): the caller goes on, and may be
+// maxCopy bounds the bytes of one copy_file_range(2): others wait that long for the
+// leases that it needs; the caller goes on, and may be
 // interrupted in between.
-const maxCopy = 1 << 30
+const maxCopy = 64 << 20
 
 // CopyFileRange implements fuse.RawFileSystem: the server copies. The kernel
 // writes pages of both ranges back before, and drops those of the target after that.

@@ -130,34 +130,6 @@ func touched(recs []*record.Record) (out []proto.FileID) {
 	return out
 }
 
-// named are the files that an operation names itself: its answer tells of them
-// also where it changes nothing.
-func named(op proto.Op) []proto.FileID {
-	switch op := op.(type) {
-	case *proto.Make:
-		return []proto.FileID{op.Dir}
-	case *proto.Link:
-		return []proto.FileID{op.ID, op.Dir}
-	case *proto.Remove:
-		return []proto.FileID{op.Dir}
-	case *proto.Rename:
-		return []proto.FileID{op.Dir, op.NewDir}
-	case *proto.SetAttr:
-		return []proto.FileID{op.ID}
-	case *proto.SetXattr:
-		return []proto.FileID{op.ID}
-	case *proto.RemoveXattr:
-		return []proto.FileID{op.ID}
-	case *proto.Write:
-		return []proto.FileID{op.ID}
-	case *proto.Allocate:
-		return []proto.FileID{op.ID}
-	case *proto.Copy:
-		return []proto.FileID{op.ID, op.Src}
-	}
-	return nil
-}
-
 // admitLocked asks whether a planned change may be made, and notes its files.
 // The caller holds planMu.
 func (j *Journal) admitLocked(p *pending, planned error) error {
@@ -166,7 +138,7 @@ func (j *Journal) admitLocked(p *pending, planned error) error {
 		return nil
 	}
 	if planned != nil || len(p.recs) == 0 {
-		return l.Refuse(p.sub, named(p.sub.Op))
+		return l.Refuse(p.sub, filesOf(p.sub.Op))
 	}
 	files := touched(p.recs)
 	if len(files) == 0 { // a label

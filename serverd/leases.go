@@ -37,14 +37,15 @@ type Leases struct {
 	log     zerolog.Logger
 	tasks   sync.WaitGroup
 
-	mu      sync.Mutex // a leaf but for outq's
-	table   *lease.Table
-	out     map[proto.SessionID]*outq
-	known   map[proto.SessionID]bool // the journal says that they may have leases
-	waits   map[lease.WaitID]func([]proto.Gen)
-	last    uint64
-	changes uint64         // of any file, beginnings and ends
-	early   []proto.FileID // changed by programs of the server, before begin
+	mu         sync.Mutex // a leaf but for outq's
+	table      *lease.Table
+	out        map[proto.SessionID]*outq
+	known      map[proto.SessionID]bool // the journal says that they may have leases
+	waits      map[lease.WaitID]func([]proto.Gen)
+	last       uint64
+	changes    uint64         // of any file, beginnings and ends
+	unrecorded bool           // this has been logged
+	early      []proto.FileID // changed by programs of the server, before begin
 }
 
 var _ journal.Leases = (*Leases)(nil)
@@ -115,7 +116,7 @@ func (l *Leases) doLocked(actions []lease.Action) {
 }
 
 // fence records that leases of a session are void and then takes them away. Where
-// it cannot be recorded, they stay, and who waits for them does.
+// it cannot be recorded, they stay, and who waits for them does: the export takes no more changes then.
 func (l *Leases) fence(a lease.Action) {
 	var err error
 	if len(a.Files) > 0 {
@@ -124,7 +125,13 @@ func (l *Leases) fence(a lease.Action) {
 		err = l.journal.NoLeases(a.Session)
 	}
 	if err != nil && status.Of(err) != status.LostSession && status.Of(err) != status.Unsupported {
-		l.log.Error().Err(err).Str("session", sessionText(a.Session)).Msg("the end of its leases cannot be recorded")
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.table.Unfenced(a)
+		if !l.unrecorded { // it comes again, many times a second
+			l.unrecorded = true
+			l.log.Error().Err(err).Str("session", sessionText(a.Session)).Msg("the end of its leases cannot be recorded")
+		}
 		return
 	}
 	l.mu.Lock()

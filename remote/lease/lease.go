@@ -328,15 +328,3 @@ func (t *Table) Drop(void proto.Gen) {
 	clear(t.recalled)
 	t.until, t.floor = 0, void
 }
-
-// Count is how many leases there are.
-func (t *Table) Count() (read, write int) {
-	for _, h := range t.held {
-		if h.mode == proto.WriteLease {
-			write++
-		} else {
-			read++
-		}
-	}
-	return read, write
-}

@@ -142,6 +142,43 @@ func TestChangedBeforeTheHolderIsBack(t *testing.T) {
 	require.Equal(t, Recall, out[0].Kind)
 }
 
+// A holder that was too slow, and then gives back what it was asked for, loses
+// nothing: least of all the other files that it writes.
+func TestTooSlowButNothingLost(t *testing.T) {
+	tab := newTable(nil, 1, 2)
+	mine := grant(t, tab, 1, 8, proto.WriteLease)
+	slow := grant(t, tab, 1, 9, proto.WriteLease)
+	tab.Wait(WaitID{2, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0)
+	for now := time.Duration(0); now <= term; now += time.Second { // it is there, but does not answer
+		tab.Heard(1, now)
+		tab.Tick(now)
+	}
+	require.True(t, tab.Barred(1))
+	require.Len(t, only(Ready, tab.Return(1, 9, slow, proto.NoLease, term)), 1)
+	for now := term; now <= 3*term; now += time.Second {
+		tab.Heard(2, now)
+		require.Empty(t, only(Fence, tab.Tick(now)))
+	}
+	require.False(t, tab.Barred(1))
+	require.Equal(t, Admitted, tab.Admit(1, mine, []proto.FileID{8}))
+}
+
+// Where it cannot be recorded that a lease is void it is nobody else's, and its
+// session may come back to it.
+func TestFenceThatCannotBeRecorded(t *testing.T) {
+	tab := newTable(nil, 1, 2)
+	gen := grant(t, tab, 1, 9, proto.WriteLease)
+	tab.Wait(WaitID{2, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0)
+	tab.Heard(2, term)
+	fence := only(Fence, tab.Tick(term))
+	require.Len(t, fence, 1)
+	tab.Unfenced(fence[0])
+	require.False(t, tab.Barred(1))
+	lost, _, _ := tab.Begin(1, []Claim{{9, gen, gen, proto.WriteLease}}, term)
+	require.Empty(t, lost)
+	require.Equal(t, Admitted, tab.Admit(1, gen, []proto.FileID{9}))
+}
+
 // A look at a file that somebody writes waits for his answer and leaves him the lease.
 func TestLook(t *testing.T) {
 	tab := newTable(nil, 1, 2)

@@ -184,8 +184,13 @@ func (t *Table) Tick(now time.Duration) []Action {
 	return t.take()
 }
 
-// tickSession is Tick for a session that is asked for something.
+// tickSession is Tick for a session that is asked for something, or was. What it
+// gives back meanwhile nobody takes from it: it only has to come back, and hear what it has.
 func (t *Table) tickSession(s *session, now time.Duration) {
+	if s.pressed == 0 {
+		s.condemned = false
+		return
+	}
 	if now >= s.heard+t.o.Term {
 		t.fence(s)
 		return
@@ -249,6 +254,14 @@ func (t *Table) Fenced(f Action, now time.Duration) []Action {
 	return t.take()
 }
 
+// Unfenced says that a Fence could not be recorded: the session keeps what it has, and who
+// waits for that goes on to. The Fence comes again with a later Tick, if there is still reason for it.
+func (t *Table) Unfenced(f Action) {
+	if s := t.sessions[f.Session]; s != nil {
+		s.fencing = false
+	}
+}
+
 // Busy reports whether time changes anything.
 func (t *Table) Busy() bool {
 	if t.Grace() {
@@ -260,20 +273,6 @@ func (t *Table) Busy() bool {
 		}
 	}
 	return false
-}
-
-// Leases counts what a session has.
-func (t *Table) Leases(id proto.SessionID) (read, write int) {
-	if s := t.sessions[id]; s != nil {
-		for _, h := range s.holdings {
-			if h.mode == proto.WriteLease {
-				write++
-			} else {
-				read++
-			}
-		}
-	}
-	return read, write
 }
 
 // onlyReads reports whether a session has leases, but none for writing.
