@@ -82,7 +82,7 @@ type conn struct {
 	waiting  context.Context
 	dontWait context.CancelFunc
 
-	// opening is held for reading by each open from its arrival to its answer,
+	// opening is held for reading by each open from its arrival until it is counted,
 	// and taken by a release, so that none overtakes an open that came before it.
 	opening sync.RWMutex
 }

@@ -21,14 +21,6 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 		return nil, err
 	}
 	who := c.who(m.Ident)
-	mode := proto.ReadLease
-	if m.Flags&wire.OpenWrite != 0 {
-		mode = proto.WriteLease
-	}
-	l, err := c.lease(m.At, m.ID, mode)
-	if err != nil {
-		return nil, err
-	}
 	a, err := c.at(v, m.At, m.ID, who)
 	if err != nil {
 		return nil, err
@@ -51,7 +43,15 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 		c.exp.Journal.Unhold(m.ID, 1)
 		return nil, err
 	}
-	a.Lease = l
+	c.counted() // what follows may wait for others
+	mode := proto.ReadLease
+	if m.Flags&wire.OpenWrite != 0 {
+		mode = proto.WriteLease
+	}
+	if a, err = c.leasedAttr(v, m.At, m.ID, mode); err != nil {
+		c.sess.release(m.ID, 1)
+		return nil, err
+	}
 	return &wire.AttrRep{Attr: a}, nil
 }
 

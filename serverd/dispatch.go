@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"sync"
 
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -19,6 +20,8 @@ type call struct {
 	sess *session
 	exp  *export
 	long bool // it is one of its client's long requests
+	// counted says that an open is: a release that comes later need not wait for its answer.
+	counted func()
 }
 
 // handler answers one kind of request.
@@ -117,7 +120,7 @@ func (c *conn) dispatch(h wire.Header, payload []byte) error {
 	case wire.OpAcquire:
 		return c.startAcquire(h, m.(*wire.AcquireReq))
 	case wire.OpReturn, wire.OpPeeked, wire.OpSettled:
-		return c.answerUrgent(h, func() (wire.Message, error) { return c.handleRead(h.Op, m) })
+		return c.answerUrgent(h, func() (wire.Message, error) { return c.handleRead(h.Op, m, func() {}) })
 	}
 	return c.start(h, m)
 }
@@ -155,27 +158,27 @@ func (c *conn) start(h wire.Header, m wire.Message) error {
 	if err := c.reads.enter(c.ctx, cost); err != nil {
 		return err
 	}
+	counted := func() {}
 	if h.Op == wire.OpOpen {
 		c.opening.RLock()
+		counted = sync.OnceFunc(c.opening.RUnlock)
 	}
 	c.handlers.Go(func() {
-		rep, err := c.handleRead(h.Op, m)
-		if h.Op == wire.OpOpen {
-			c.opening.RUnlock()
-		}
+		rep, err := c.handleRead(h.Op, m, counted)
+		counted()
 		c.settleRead(h, rep, err, cost)
 	})
 	return nil
 }
 
 // handleRead calls the handler; a panic in it is an answer too.
-func (c *conn) handleRead(op wire.Opcode, m wire.Message) (rep wire.Message, err error) {
+func (c *conn) handleRead(op wire.Opcode, m wire.Message, counted func()) (rep wire.Message, err error) {
 	defer c.recovered(op, &err)
 	f := handlers[op]
 	if f == nil {
 		return nil, status.New(status.Unsupported, "request", op.String())
 	}
-	k := &call{ctx: c.ctx, c: c, sess: c.sess, exp: c.sess.exp}
+	k := &call{ctx: c.ctx, c: c, sess: c.sess, exp: c.sess.exp, counted: counted}
 	defer k.end()
 	return f(k, m)
 }

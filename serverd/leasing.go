@@ -32,8 +32,8 @@ func (c *conn) startAcquire(h wire.Header, m *wire.AcquireReq) error {
 	return nil
 }
 
-// mayAcquire reports whether leases can be asked for: looks by everybody, the
-// rest by who may change something or is given leases anyway.
+// mayAcquire reports whether leases can be asked for: of files that the client may
+// know of, looks by everybody, the rest by who may change something or is given leases anyway.
 func (c *conn) mayAcquire(m *wire.AcquireReq) error {
 	for _, w := range m.Wants {
 		switch {
@@ -43,6 +43,10 @@ func (c *conn) mayAcquire(m *wire.AcquireReq) error {
 			return status.ReadOnly
 		case w.Mode == proto.ReadLease && !c.sess.leases:
 			return status.Invalid
+		case !c.ident.trusted && !c.sess.holds(w.ID):
+			if err := c.sess.exp.Journal.Reach(w.ID, &c.ident.who); err != nil {
+				return err
+			}
 		}
 	}
 	if !slices.ContainsFunc(m.Wants, func(w proto.Want) bool { return w.Mode != proto.NoLease }) {
@@ -100,6 +104,18 @@ func (c *call) lease(at proto.LSN, id proto.FileID, mode proto.LeaseMode) (proto
 		return given, nil
 	}
 	return proto.Lease{}, c.look(at, id)
+}
+
+// leasedAttr is what a file's attributes are once the session has what it may
+// have of it. That it may know of the file has been checked.
+func (c *call) leasedAttr(v view, at proto.LSN, id proto.FileID, mode proto.LeaseMode) (proto.Attr, error) {
+	l, err := c.lease(at, id, mode)
+	if err != nil {
+		return proto.Attr{}, err
+	}
+	a, err := v.Attr(id)
+	a.Lease = l
+	return a, err
 }
 
 // leaseEntries gives the session leases of the files in a part of a listing that

@@ -1,11 +1,14 @@
 package serverd
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"cagefs.dev/cage/remote/auth"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/wire"
 )
@@ -50,4 +53,31 @@ func TestWritesCountForTheTerm(t *testing.T) {
 	require.Equal(t, look, f.head.ID)
 	require.False(t, f.head.IsError())
 	require.NoError(t, p.write(id, gen, seq))
+}
+
+// Who may not have a file gets no lease of it either: others would have to wait for him.
+func TestNoLeaseWithoutPermission(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("makes files of several users")
+	}
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o755))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "closed"), 0o700))
+	for _, name := range []string{"mine", "closed/file"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("data"), 0o600))
+	}
+	r, _ := serveDir(t, dir, Options{})
+	root, _ := r.again(wire.HelloReq{Leases: true})
+	foe, _ := r.with(r.stranger("foe", auth.ClientKey{}), wire.HelloReq{Leases: true})
+	for _, name := range []string{"mine", "closed/file"} {
+		id, err := root.resolve(name)
+		require.NoError(t, err)
+		require.Error(t, foe.call(wire.OpOpen, &wire.OpenReq{ReqHeader: header(), ID: id, Flags: wire.OpenWrite}, &wire.AttrRep{}))
+		if name != "mine" { // whose attributes everybody may see
+			require.Error(t, foe.call(wire.OpGetAttr, &wire.IDReq{ReqHeader: header(), ID: id}, &wire.AttrRep{}))
+		}
+		var rep wire.AttrRep
+		require.NoError(t, root.call(wire.OpOpen, &wire.OpenReq{ReqHeader: header(), ID: id, Flags: wire.OpenWrite}, &rep))
+		require.Equal(t, proto.WriteLease, rep.Attr.Lease.Mode, "nobody else has one of %s", name)
+	}
 }

@@ -110,15 +110,13 @@ func getAttr(c *call, m *wire.IDReq) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := c.lease(m.At, m.ID, proto.ReadLease)
-	if err != nil {
-		return nil, err
-	}
 	a, err := c.at(v, m.At, m.ID, c.who(m.Ident))
+	if err == nil && m.At == 0 {
+		a, err = c.leasedAttr(v, m.At, m.ID, proto.ReadLease)
+	}
 	if err != nil {
 		return nil, err
 	}
-	a.Lease = l
 	return &wire.AttrRep{Attr: a}, nil
 }
 

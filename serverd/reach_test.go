@@ -97,6 +97,12 @@ func TestNumbersAreNoKeys(t *testing.T) {
 			"lookup":    foe.call(wire.OpLookup, &wire.LookupReq{ReqHeader: h, Dir: id, Name: "deep"}, &wire.AttrRep{}),
 		}
 	}
+	for _, name := range []string{"closed/sub", "closed/file", "closed/sub/deep", "closed/link", "nameless"} {
+		for _, mode := range []proto.LeaseMode{proto.NoLease, proto.WriteLease} {
+			err := foe.call(wire.OpAcquire, &wire.AcquireReq{Wants: []proto.Want{{ID: ids[name], Mode: mode}}}, &wire.AcquireRep{})
+			require.Equal(t, status.Access, codeOf(err), "acquire %s", name)
+		}
+	}
 	past := header()
 	past.At = lsn.LSN
 	for _, name := range []string{"closed/sub", "closed/file", "closed/sub/deep", "closed/gone", "closed/link", "nameless"} {
