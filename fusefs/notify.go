@@ -234,23 +234,38 @@ func (s *fileSystem) tell(id proto.FileID, n news) {
 	}
 }
 
-// tellAll invalidates everything: pushes were missed. Of files that the table
-// does not hold the kernel believes attributes for a second at most, and their
-// pages are compared when they are opened; all others of which it has pages are open.
+// maxDrops is how many files' pages tellAll drops at a time: each waits for the reads of its file that are on their way.
+const maxDrops = 64
+
+// tellAll invalidates everything: what is known may be wrong. Of files that the table
+// does not hold the kernel believes attributes until the leases end under which
+// it was told, and their pages are compared when they are opened; all others of which it has pages are open.
+// A read that waits for a server which is gone holds up its own file, and Settled, but no other file.
 func (s *fileSystem) tellAll() {
+	upTo := s.session.Resets()
 	s.cache.Reset(s.tag)
 	s.inodes.forgotten()
 	s.kernel.epoch()
+	var paged []*inode
 	s.inodes.each(func(ino *inode) {
 		ino.names.Add(1)
 		ino.noCaps.Store(0)
+		s.kernel.attrs(ino.node)
 		if ino.pages.Load() {
-			s.kernel.data(ino.node)
-		} else {
-			s.kernel.attrs(ino.node)
+			paged = append(paged, ino)
 		}
 	})
-	s.session.Settled()
+	var drops sync.WaitGroup
+	room := make(chan struct{}, maxDrops)
+	for _, ino := range paged {
+		room <- struct{}{}
+		drops.Go(func() {
+			s.kernel.data(ino.node)
+			<-room
+		})
+	}
+	drops.Wait()
+	s.session.Settled(upTo)
 }
 
 // device notifies through the mount's descriptors: go-fuse's for what it can

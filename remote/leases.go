@@ -189,12 +189,34 @@ func (s *Session) looked(m *wire.Peek) {
 	s.urgentLocked(wire.OpPeeked, &wire.PeekedReq{ID: m.ID, Num: m.Num, Seq: s.log.WireLast()})
 }
 
-// Settled says that what was known before the last Reset is forgotten everywhere.
-// It does not block.
-func (s *Session) Settled() {
+// resetLocked tells the session's owner that nothing known is to be relied on.
+func (s *Session) resetLocked() {
+	s.resets++
+	if s.o.Reset == nil {
+		s.settled = s.resets
+	}
+	s.upcalls.reset()
+}
+
+// Resets counts the resets so far, also those that Options.Reset is still to be told.
+func (s *Session) Resets() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.over {
+	return s.resets
+}
+
+// Settled says that what was known before the first upTo resets is forgotten
+// everywhere: only then does a server that was restarted stop waiting for this client. It does not block.
+func (s *Session) Settled(upTo uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settled = max(s.settled, upTo)
+	s.sendSettledLocked()
+}
+
+// sendSettledLocked tells the server, if it is so.
+func (s *Session) sendSettledLocked() {
+	if !s.over && s.settled == s.resets {
 		s.urgentLocked(wire.OpSettled, &wire.SettledReq{Seq: s.log.WireLast()})
 	}
 }
@@ -214,7 +236,7 @@ func (s *Session) keepLeases() {
 		s.mu.Lock()
 		if s.leases.Expire(now) {
 			s.o.Log.Info().Msg("the leases are over: the server has not been heard for their term")
-			s.upcalls.reset()
+			s.resetLocked()
 		}
 		if s.main != nil {
 			for _, r := range s.leases.Idle(now-idleWrites, maxIdle) {
@@ -227,7 +249,7 @@ func (s *Session) keepLeases() {
 	}
 }
 
-// resumedLocked takes what a server says of the leases when it goes on with the session.
+// resumedLeasesLocked takes what a server says of the leases when it goes on with the session.
 func (s *Session) resumedLeasesLocked(req *wire.HelloReq, rep *wire.HelloRep) {
 	claims := make([]lease.Claim, len(req.Claims))
 	for i, c := range req.Claims {
@@ -244,14 +266,11 @@ func (s *Session) resumedLeasesLocked(req *wire.HelloReq, rep *wire.HelloRep) {
 		s.log.Fence(id, rep.Applied, status.Newf(status.LostLock, "write", id.String(), "it was written under a lease that is lost"))
 	}
 	if gone := s.leases.Resumed(claims, lost, rep.Void); len(gone) > 0 || !s.Leasing() {
-		s.upcalls.reset()
-		if s.o.Reset != nil {
-			return
-		}
+		s.resetLocked()
 	} else {
 		s.upcalls.missed()
 	}
-	s.urgentLocked(wire.OpSettled, &wire.SettledReq{Seq: s.log.WireLast()})
+	s.sendSettledLocked()
 }
 
 // maxClearings is how often a change is begun again for which leases are needed.

@@ -119,7 +119,7 @@ func (s *Session) tryConnect() *conn {
 		s.leases.Drop(rep.Void)
 		s.leases.Answered(began, boottime.Now())
 		s.lostLocked()
-		s.upcalls.reset()
+		s.resetLocked()
 	}
 	s.admittedLocked()
 	s.id, s.boot = rep.Session, rep.Boot

@@ -7,7 +7,7 @@
 // patience. It caches nothing and knows nothing of pages or the kernel.
 //
 // A session has one goroutine that keeps it connected (reconnect.go), one for
-// upcalls (upcall.go), and three for each connection (conn.go). Callers only
+// upcalls (upcall.go), one for the leases' clock (leases.go), and three for each connection (conn.go). Callers only
 // queue requests (call.go) or append to the log (change.go) and wait. All state
 // is under one lock, Session.mu; it is never held over I/O. Under it may be
 // taken: upcalls.mu.
@@ -130,6 +130,8 @@ type Session struct {
 	opens    map[proto.FileID]*open
 	locks    locks
 	leases   *lease.Table
+	resets   uint64 // how often the owner was told that nothing is to be relied on
+	settled  uint64 // of these, how many it has done what is to be done
 }
 
 func newSession(o Options, rep wire.HelloRep) *Session {
