@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,7 +97,6 @@ type testMount struct {
 	sources []*testSource
 	cache   *pagecache.Cache
 	mount   *Mounted
-	deaf    atomic.Bool // to what others change
 }
 
 // testSource is a source of a mount with its session.
@@ -127,11 +125,6 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 			Addr: addr, Export: "x", Keys: keys, Patience: patience, DataPort: true, Dial: src.net.dial, Log: log,
 			Leases:   true,
 			Recalled: func(r lease.Recall) { <-ready; m.mount.Recalled(i, r) },
-			Changed: func(c wire.Changed) {
-				if <-ready; !m.deaf.Load() {
-					m.mount.Changed(i, c)
-				}
-			},
 			Reset:    func() { <-ready; m.mount.Reset(i) },
 			Failed:   func(id proto.FileID, seq proto.Seq, err error) { <-ready; m.mount.Failed(i, id, seq, err) },
 			LostLock: func(o remote.LockOwner) { m.mount.LostLock(i, o) },
@@ -234,8 +227,6 @@ func runDaemon(dir string, in io.Reader, out io.Writer) (err error) {
 			m.cut(1, true)
 		case "up":
 			m.cut(0, false)
-		case "deaf":
-			m.deaf.Store(true)
 		case "umount":
 			if err := m.mount.Unmount(ctx); err != nil {
 				answer = err.Error()

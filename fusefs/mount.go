@@ -25,7 +25,6 @@ import (
 	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
-	"cagefs.dev/cage/remote/wire"
 )
 
 // readAhead is what the kernel reads ahead in a mount made by root, in KiB.
@@ -99,7 +98,6 @@ func serve(point string, fd int, o *Options) (*Mounted, error) {
 	kernel := &device{
 		server: server, fd: own,
 		epochs: in.SupportsVersion(7, epochMinor),
-		expire: in.Flags64()&fuse.CAP_HAS_EXPIRE_ONLY != 0,
 	}
 	for _, s := range m.fs {
 		s.kernel = kernel
@@ -232,11 +230,8 @@ func (m *Mounted) onTop() error {
 }
 
 // Upcalls of the session of a source, which is named by its place in
-// Options.Sources: remote.Options.Changed, Reset, Failed, Written and LostLock. They do
+// Options.Sources: remote.Options.Recalled, Reset, Failed, Written and LostLock. They do
 // not block and notify nobody themselves.
-
-// Changed says that somebody else changed a file.
-func (m *Mounted) Changed(source int, c wire.Changed) { m.fs[source].changed(c) }
 
 // LostLock says that a lock is lost. It calls nothing of the session.
 func (m *Mounted) LostLock(source int, o remote.LockOwner) { m.fs[source].lostLock(o) }

@@ -9,15 +9,12 @@ import (
 
 	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/proto"
-	"cagefs.dev/cage/remote/wire"
 )
 
 // Bounds of the dispatcher.
 const (
 	notifiers  = 8    // goroutines; a notification blocks its own while requests hold the pages or the directory
 	maxPending = 4096 // files with news that the kernel has not been told; beyond that everything is invalidated
-	maxNames   = 64   // names of one directory that are kept apart
-	fewNames   = 16   // up to here each name costs one notification; beyond, all entries of the mount expire at once
 )
 
 // kernel is what the dispatcher tells the kernel. All calls may block until
@@ -26,47 +23,27 @@ type kernel interface {
 	attrs(node uint64)              // attributes are not valid any more
 	data(node uint64)               // nor are the pages
 	hole(node uint64, off, n int64) // pages of a range are written back and dropped; n 0: to the end
-	entry(node uint64, name string) // a name of a directory has to be looked up again
-	epoch() (supported bool)        // all names have to
-	expires() bool                  // epoch is supported
+	epoch()                         // all names have to be looked up again, if expires
+	expires() bool                  // names can be told in that way
 }
 
-// news is what others changed in a file, coalesced until the kernel is told.
+// news is what the kernel is to be told of a file, coalesced until it is.
 type news struct {
-	change   proto.LSN
-	data     bool                // content or size
-	failed   bool                // a write of ours failed: what is cached was never there
-	names    map[string]struct{} // of a directory
-	allNames bool                // names that are not known, or too many
-	recall   *lease.Recall       // nothing of the file is to be relied on any more
+	data   bool          // pages are not valid any more
+	failed bool          // a write of ours failed: what is cached was never there
+	recall *lease.Recall // nothing of the file is to be relied on any more
 }
 
-// join adds what another push says.
+// join adds what comes later.
 func (n *news) join(m news) {
-	n.change = max(n.change, m.change)
 	n.data = n.data || m.data
 	n.failed = n.failed || m.failed
-	n.allNames = n.allNames || m.allNames
 	if m.recall != nil && (n.recall == nil || m.recall.UpTo.Compare(n.recall.UpTo) > 0) {
 		n.recall = m.recall
 	}
-	for name := range m.names {
-		n.add(name)
-	}
 }
 
-func (n *news) add(name string) {
-	if n.names == nil {
-		n.names = make(map[string]struct{})
-	}
-	if len(n.names) < maxNames {
-		n.names[name] = struct{}{}
-	} else if _, ok := n.names[name]; !ok {
-		n.allNames = true
-	}
-}
-
-// dispatcher tells the kernel what others changed. No request's handler ever
+// dispatcher tells the kernel what it is not to believe any more. No request's handler ever
 // notifies (but seek, and lostSetID, which waits for no lock), because the notification
 // would wait for that request; handlers and upcalls put news here and go on. News of one file are told one after the
 // other, and join while they wait. Safe for concurrent use.
@@ -176,30 +153,6 @@ func (d *dispatcher) outside(f func()) {
 	f()
 }
 
-// changed takes a push of the server: somebody else changed a file. The past
-// stays as it is; and what is known under a lease was recalled before the change:
-// to forget it once more would make the kernel throw away what it is just being told.
-func (s *fileSystem) changed(c wire.Changed) {
-	if s.at != 0 || s.leasing {
-		return
-	}
-	n := news{change: c.Change, data: c.Data}
-	ino := s.inodes.known(c.ID)
-	if ino != nil { // answers that are on their way are not to be believed
-		raise(&ino.changed, uint64(c.Change))
-		ino.names.Add(1)
-		ino.noCaps.Store(0)
-		n.allNames = len(c.Names) == 0 && ino.isDir()
-	} else {
-		s.inodes.missed(c.Change)
-		n.allNames = len(c.Names) == 0 && !c.Data
-	}
-	for _, name := range c.Names {
-		n.add(name)
-	}
-	s.notify.put(c.ID, n)
-}
-
 // tell brings one file's news to the cache and the kernel. The cache comes
 // first, so that what the kernel reads again is new.
 func (s *fileSystem) tell(id proto.FileID, n news) {
@@ -207,11 +160,8 @@ func (s *fileSystem) tell(id proto.FileID, n news) {
 		s.revoke(id, *n.recall)
 		return
 	}
-	switch {
-	case n.failed:
+	if n.failed {
 		s.cache.Forget(s.key(id))
-	case n.data:
-		s.cache.Changed(s.key(id), n.change)
 	}
 	ino := s.inodes.known(id)
 	node, ok := s.inodes.node(id)
@@ -223,14 +173,6 @@ func (s *fileSystem) tell(id proto.FileID, n news) {
 		s.kernel.data(node)
 	} else {
 		s.kernel.attrs(node)
-	}
-	if n.allNames || len(n.names) > fewNames {
-		if s.kernel.epoch() {
-			return
-		}
-	}
-	for name := range n.names {
-		s.kernel.entry(node, name)
 	}
 }
 
@@ -275,7 +217,6 @@ type device struct {
 	server *fuse.Server // set at construction
 	fd     int          // our own; set at construction, closed after the last notification
 	epochs bool         // set at construction: the kernel knows INC_EPOCH (7.44)
-	expire bool         // set at construction: the kernel knows EXPIRE_ONLY
 }
 
 var _ kernel = (*device)(nil)
@@ -286,43 +227,19 @@ func (d *device) data(node uint64) { d.server.InodeNotify(node, 0, 0) }
 
 func (d *device) hole(node uint64, off, n int64) { d.server.InodeNotify(node, off, n) }
 
-// entry lets a name expire where the kernel can do that. Otherwise its entry is
-// dropped, which breaks getcwd(2) of those below until the name is used again.
-func (d *device) entry(node uint64, name string) {
-	if !d.expire {
-		d.server.EntryNotify(node, name)
+// epoch makes all names of the mount expire, with no lock of the kernel's. The
+// notification is a header without a request's number, whose status is the kind.
+func (d *device) epoch() {
+	if !d.epochs {
 		return
 	}
-	out := fuse.NotifyInvalEntryOut{Parent: node, NameLen: uint32(len(name)), Flags: fuse.EXPIRE_ONLY}
-	d.write(fuse.NOTIFY_INVAL_ENTRY, bytesOf(&out), append([]byte(name), 0))
-}
-
-// epoch makes all names of the mount expire, with no lock of the kernel's.
-func (d *device) epoch() bool {
-	if d.epochs {
-		d.write(fuse.NOTIFY_INC_EPOCH)
-	}
-	return d.epochs
-}
-
-func (d *device) expires() bool { return d.epochs }
-
-// write sends a notification: a header without a request's number, whose
-// status is the kind.
-func (d *device) write(kind int32, parts ...[]byte) {
-	head := fuse.OutHeader{Length: uint32(unsafe.Sizeof(fuse.OutHeader{})), Status: -kind}
-	for _, p := range parts {
-		head.Length += uint32(len(p))
-	}
-	iov := append([][]byte{bytesOf(&head)}, parts...)
+	head := fuse.OutHeader{Status: -fuse.NOTIFY_INC_EPOCH}
+	head.Length = uint32(unsafe.Sizeof(head))
 	for {
-		if _, err := unix.Writev(d.fd, iov); err != unix.EINTR {
+		if _, err := unix.Write(d.fd, unsafe.Slice((*byte)(unsafe.Pointer(&head)), head.Length)); err != unix.EINTR {
 			return
 		}
 	}
 }
 
-// bytesOf is the memory of a message's fixed part.
-func bytesOf[T any](v *T) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
-}
+func (d *device) expires() bool { return d.epochs }

@@ -9,16 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cagefs.dev/cage/pagecache"
+	"cagefs.dev/cage/remote/lease"
 	"cagefs.dev/cage/remote/proto"
 )
-
-func named(change proto.LSN, names ...string) (n news) {
-	n.change = change
-	for _, name := range names {
-		n.add(name)
-	}
-	return n
-}
 
 func TestNewsOfOneFileJoinWhileItIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -37,18 +30,19 @@ func TestNewsOfOneFileJoinWhileItIsTold(t *testing.T) {
 			running--
 			mu.Unlock()
 		}, func() {})
-		d.put(7, named(1, "a"))
+		d.put(7, news{data: true})
 		synctest.Wait() // it is being told, and blocks
-		d.put(7, named(2, "b"))
-		d.put(7, news{change: 5, data: true})
-		d.put(7, named(4, "b", "c"))
+		older, newer := &lease.Recall{UpTo: proto.Gen{Counter: 1}}, &lease.Recall{UpTo: proto.Gen{Counter: 2}}
+		d.put(7, news{recall: newer})
+		d.put(7, news{failed: true})
+		d.put(7, news{recall: older})
 		synctest.Wait()
 		require.Len(t, told, 1, "one file is told by one goroutine at a time")
 		close(gate)
 		synctest.Wait()
 		d.close()
 		require.Equal(t, 1, most)
-		require.Equal(t, []news{named(1, "a"), {change: 5, data: true, names: map[string]struct{}{"b": {}, "c": {}}}}, told)
+		require.Equal(t, []news{{data: true}, {failed: true, recall: newer}}, told)
 	})
 }
 
@@ -105,81 +99,46 @@ func TestTooMuchNewsInvalidatesEverything(t *testing.T) {
 	})
 }
 
-func TestNamesAreBounded(t *testing.T) {
-	var n news
-	for i := range maxNames {
-		n.add(fmt.Sprint(i))
-	}
-	n.add("0")
-	require.False(t, n.allNames)
-	n.add("one more")
-	require.True(t, n.allNames)
-	require.Len(t, n.names, maxNames)
-}
-
 // fakeKernel writes down what it is told.
-type fakeKernel struct {
-	epochs bool
-	said   []string
-}
+type fakeKernel struct{ said []string }
 
 func (k *fakeKernel) attrs(node uint64) { k.said = append(k.said, fmt.Sprint("attrs ", node)) }
 func (k *fakeKernel) data(node uint64)  { k.said = append(k.said, fmt.Sprint("data ", node)) }
 func (k *fakeKernel) hole(node uint64, off, n int64) {
 	k.said = append(k.said, fmt.Sprint("hole ", node, off, n))
 }
-func (k *fakeKernel) entry(node uint64, name string) {
-	k.said = append(k.said, fmt.Sprint("entry ", node, " ", name))
-}
+func (k *fakeKernel) epoch()        { k.said = append(k.said, "epoch") }
 func (k *fakeKernel) expires() bool { return true }
-func (k *fakeKernel) epoch() bool {
-	k.said = append(k.said, "epoch")
-	return k.epochs
-}
 
 func TestTell(t *testing.T) {
-	many := make([]string, fewNames+1)
-	for i := range many {
-		many[i] = fmt.Sprint(i)
-	}
 	for name, tc := range map[string]struct {
-		id     proto.FileID
-		news   news
-		epochs bool
-		want   []string
-		count  int // where the order is not fixed
+		id   proto.FileID
+		news news
+		want []string
 	}{
-		"attributes of a file":     {id: 5, news: news{}, want: []string{"attrs 5"}},
-		"unknown file":             {id: 6, news: news{}, want: nil},
-		"a name":                   {id: 9, news: named(1, "x"), epochs: true, want: []string{"attrs 9", "entry 9 x"}},
-		"the root has its own":     {id: 70, news: named(1, "x"), want: []string{"attrs 1", "entry 1 x"}},
-		"unknown names":            {id: 9, news: news{allNames: true}, epochs: true, want: []string{"attrs 9", "epoch"}},
-		"many names":               {id: 9, news: named(1, many...), epochs: true, want: []string{"attrs 9", "epoch"}},
-		"many names, older kernel": {id: 9, news: named(1, many...), count: 2 + len(many)},
+		"attributes of a file":             {id: 5, want: []string{"attrs 5"}},
+		"pages of a file":                  {id: 5, news: news{data: true}, want: []string{"data 5"}},
+		"a failed write":                   {id: 5, news: news{failed: true}, want: []string{"data 5"}},
+		"a directory has no pages":         {id: 9, news: news{data: true}, want: []string{"attrs 9"}},
+		"the root has a number of its own": {id: 70, want: []string{"attrs 1"}},
+		"unknown file":                     {id: 6, want: nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			k := &fakeKernel{epochs: tc.epochs}
+			k := &fakeKernel{}
 			tab, _ := newTestTable(70, 0)
 			tab.remember(file(5, 1))
 			tab.remember(&proto.Attr{ID: 9, Mode: proto.ModeDir})
 			s := &fileSystem{inodes: tab, kernel: k, cache: pagecache.New(pagecache.Options{})}
 			defer s.cache.Close()
 			s.tell(tc.id, tc.news)
-			if name == "unknown file" { // dropped from a full table, the kernel may know it
+			require.Equal(t, tc.want, k.said)
+			if tc.want == nil { // dropped from a full table, the kernel may know it
 				tab.evicted.Store(true)
 				s.tell(tc.id, tc.news)
 				require.Equal(t, []string{"attrs 6"}, k.said)
 				s.tell(100, tc.news) // no file of this number was ever seen
-				k.said = k.said[:0]
-				s.tell(tc.id, news{data: true, names: map[string]struct{}{"x": {}}})
-				require.Equal(t, []string{"data 6", "entry 6 x"}, k.said)
-				return
+				require.Len(t, k.said, 1)
 			}
-			if tc.count != 0 {
-				require.Len(t, k.said, tc.count)
-				return
-			}
-			require.Equal(t, tc.want, k.said)
 		})
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"cagefs.dev/cage/remote/wire"
 )
 
-// maxValid is the longest that the kernel may believe names and attributes
-// without asking: there are no leases that would take them back.
+// maxValid is the longest that the kernel may believe names and attributes of a past state, and the
+// names of sources, without asking; of the present it believes them as long as a lease says.
 const maxValid = time.Second
 
 // Source is a directory of an export that a mount shows.
@@ -114,7 +114,7 @@ func (o *Options) fuseOptions(onPanic func()) *fuse.MountOptions {
 		DisableSplice:            true,
 		EnableSymlinkCaching:     true,
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO |
-			fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HAS_EXPIRE_ONLY |
+			fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_EXPORT_SUPPORT |
 			fuse.CAP_DONT_MASK, // the umask does not count where a directory has a default access control list
 		EnableAcl:   o.ACL,
 		EnableLocks: true,

@@ -77,7 +77,6 @@ func (d *daemon) sessionOptions(i int, keys *auth.Keyring) remote.Options {
 	return remote.Options{
 		Addr: s.Addr(), Export: export, ReadOnly: o.readOnly,
 		Keys: keys, Software: cli.Software("cagefs"), Patience: o.soft, Budget: int64(o.dirtySize), DataPort: true, Log: d.log,
-		Changed:  func(c wire.Changed) { tell(func(m *fusefs.Mounted) { m.Changed(i, c) }) },
 		Leases:   true,
 		Recalled: func(r lease.Recall) { tell(func(m *fusefs.Mounted) { m.Recalled(i, r) }) }, // else it comes again
 		Reset:    func() { tell(func(m *fusefs.Mounted) { m.Reset(i) }) },
