@@ -27,7 +27,6 @@ func TestProgramCopies(t *testing.T) {
 	w.in(src, "sh", "-c", "find go -type f -print0 | sort -z | xargs -0 sha256sum >"+w.path("sums"))
 
 	back := w.mkdir("back")
-	var tree string
 	for how, steps := range map[string]struct{ to, from, again string }{
 		// Sockets are nothing for tar. It has them from cp.
 		"tar": {
@@ -37,8 +36,7 @@ func TestProgramCopies(t *testing.T) {
 		},
 		"rsync": {`rsync -aHAXS "$1"/ "$2"`, `rsync -aHAXS "$2"/ "$3"`, `rsync -aHAXSic "$1"/ "$2"`},
 	} {
-		tree = filepath.Join(w.ground, how)
-		home := filepath.Join(back, how)
+		tree, home := filepath.Join(w.ground, how), filepath.Join(back, how)
 		require.NoError(t, os.Mkdir(home, 0o755))
 		sh := func(script, to string) string {
 			t.Helper()
@@ -59,5 +57,5 @@ func TestProgramCopies(t *testing.T) {
 	}
 	w.in(w.ground, "rm", "-rf", "tar")
 	require.NoDirExists(t, filepath.Join(w.ground, "tar"))
-	w.finish(func() { w.in(tree, "sha256sum", "--quiet", "-c", w.path("sums")) })
+	w.finish(func() { w.in(filepath.Join(w.ground, "rsync"), "sha256sum", "--quiet", "-c", w.path("sums")) })
 }
