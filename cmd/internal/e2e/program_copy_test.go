@@ -19,9 +19,10 @@ func TestProgramCopies(t *testing.T) {
 	}
 	command(t, "cp", "-a", filepath.Join(goSource(t), part), src+"/go")
 	makeOddities(t, filepath.Join(src, "odd"))
-	// rsync takes special files of one second for the same, and the copy may be made within it.
+	// rsync takes special files and directories of one second for the same, and the copy may be made within it.
 	command(t, "find", filepath.Join(src, "odd"), "-depth", "-exec", "touch", "-h", "-d", "2001-02-03T04:05:06.789Z", "{}", "+")
 	command(t, "setfacl", "-R", "-m", "u:nobody:rwX,d:g:nogroup:rx", src+"/go")
+	command(t, "touch", "-d", "2001-02-03T04:05:06.789Z", src)
 	want := survey(t, src)
 	t.Logf("%d files and directories", len(want))
 	w.in(src, "sh", "-c", "find go -type f -print0 | sort -z | xargs -0 sha256sum >"+w.path("sums"))
