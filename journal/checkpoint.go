@@ -203,7 +203,7 @@ func (j *Journal) snapshotLocked() *checkpointData {
 	}
 	for id, s := range j.sessions {
 		c := newSession(s.client, s.key)
-		c.leased, c.void = s.leased, maps.Clone(s.void)
+		c.leased, c.since, c.void = s.leased, s.since, maps.Clone(s.void)
 		for seq, r := range s.results {
 			if r.lsn <= lsn {
 				c.results[seq] = r
@@ -226,7 +226,7 @@ const (
 	checkpointName    = "checkpoint"
 	checkpointTemp    = "checkpoint.new"
 	checkpointMagic   = "CAGECKP\n"
-	checkpointVersion = 4
+	checkpointVersion = 5
 	checkpointHeader  = len(checkpointMagic) + 8
 )
 
@@ -347,9 +347,9 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 	}
 	num(uint64(len(ck.sessions)))
 	for id, s := range ck.sessions {
-		num(uint64(id), uint64(s.client), uint64(s.last), bit(s.leased), uint64(len(s.void)))
-		for id, gen := range s.void {
-			num(uint64(id), uint64(gen.Boot), gen.Counter)
+		num(uint64(id), uint64(s.client), uint64(s.last), bit(s.leased), uint64(s.since), uint64(len(s.void)))
+		for id, v := range s.void {
+			num(uint64(id), uint64(v.upTo.Boot), v.upTo.Counter, uint64(v.since))
 		}
 		num(uint64(len(s.results)))
 		str(s.key)
@@ -475,9 +475,9 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 		id := proto.SessionID(d.num())
 		s := newSession(uint32(d.num()), "")
 		s.recorded, s.last = true, proto.Seq(d.num())
-		s.leased = d.num() == 1
+		s.leased, s.since = d.num() == 1, proto.LSN(d.num())
 		for range d.count() {
-			s.voidLease(proto.FileID(d.num()), proto.Gen{Boot: uint32(d.num()), Counter: d.num()})
+			s.voidLease(proto.FileID(d.num()), void{proto.Gen{Boot: uint32(d.num()), Counter: d.num()}, proto.LSN(d.num())})
 		}
 		results := d.count()
 		s.key = d.str()

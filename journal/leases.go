@@ -2,7 +2,6 @@ package journal
 
 import (
 	"encoding/binary"
-	"maps"
 	"slices"
 
 	"cagefs.dev/cage/journal/record"
@@ -32,7 +31,10 @@ func (j *Journal) SessionLeases() map[proto.SessionID]map[proto.FileID]proto.Gen
 	out := make(map[proto.SessionID]map[proto.FileID]proto.Gen)
 	for id, ses := range j.sessions {
 		if ses.leased {
-			out[id] = maps.Clone(ses.void)
+			out[id] = make(map[proto.FileID]proto.Gen, len(ses.void))
+			for file, v := range ses.void {
+				out[id][file] = v.upTo
+			}
 		}
 	}
 	return out
@@ -94,20 +96,37 @@ func (j *Journal) recordLeases(r *record.Record) error {
 // setLeases takes in what a record says.
 func (ses *session) setLeases(r *record.Record) {
 	if r.Count != 2 {
-		ses.leased, ses.void = r.Count == 1, nil
+		ses.leased, ses.void, ses.since = r.Count == 1, nil, r.LSN
 		return
 	}
 	d := decoder{b: r.Value}
 	for len(d.b) > 0 {
-		ses.voidLease(proto.FileID(d.num()), proto.Gen{Boot: uint32(r.Off), Counter: r.Len})
+		ses.voidLease(proto.FileID(d.num()), void{proto.Gen{Boot: uint32(r.Off), Counter: r.Len}, r.LSN})
 	}
 }
 
-func (ses *session) voidLease(id proto.FileID, upTo proto.Gen) {
+func (ses *session) voidLease(id proto.FileID, v void) {
 	if ses.void == nil {
-		ses.void = make(map[proto.FileID]proto.Gen)
+		ses.void = make(map[proto.FileID]void)
 	}
-	ses.void[id] = upTo
+	ses.void[id] = v
+}
+
+// void says that leases up to a generation do not count, since a record.
+type void struct {
+	upTo  proto.Gen
+	since proto.LSN
+}
+
+// knew is up to which record a session knew a file when it lost the lease of it, 0 if nobody knows.
+func (ses *session) knew(id proto.FileID) proto.LSN {
+	if v, ok := ses.void[id]; ok {
+		return v.since
+	}
+	if !ses.leased {
+		return ses.since
+	}
+	return 0
 }
 
 // touched are the files that records change, the directories of names included,

@@ -78,7 +78,8 @@ type core struct {
 	written   int64        // log bytes committed since the start
 	roomShort atomic.Int64 // bytes that the room for the next checkpoint lacks
 
-	local localState
+	local    localState
+	branches branches
 
 	wake     chan struct{}
 	stop     chan struct{}
@@ -363,7 +364,7 @@ func (j *Journal) release() (err error) {
 	}
 	t.closeHandles()
 	t.table.close()
-	for _, d := range []vfs.Dir{t.runs, t.stage, t.grave, t.cage, t.root} {
+	for _, d := range []vfs.Dir{j.branches.dir, t.runs, t.stage, t.grave, t.cage, t.root} {
 		if d != nil {
 			d.Close()
 		}

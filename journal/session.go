@@ -25,11 +25,12 @@ const maxResults = 8192
 type session struct {
 	client   uint32
 	key      string
-	recorded bool                       // the log says that it began
-	leased   bool                       // the log says that it may have leases
-	void     map[proto.FileID]proto.Gen // its leases of these up to there are void
-	last     proto.Seq                  // newest operation that has a result, or is on its way to one
-	acked    proto.Seq                  // results up to this one are dropped
+	recorded bool                  // the log says that it began
+	leased   bool                  // the log says that it may have leases
+	void     map[proto.FileID]void // its leases of these up to there are void
+	since    proto.LSN             // of the record that said whether it may have leases
+	last     proto.Seq             // newest operation that has a result, or is on its way to one
+	acked    proto.Seq             // results up to this one are dropped
 	results  map[proto.Seq]result
 	held     map[proto.Seq]struct{} // of results, those that are in no record
 	pending  map[proto.Seq]*Ticket

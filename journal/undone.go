@@ -14,6 +14,7 @@ const (
 	KindRollback = "rollback"
 	KindUndo     = "undo"
 	KindRedo     = "redo"
+	KindBranch   = "branch"
 )
 
 // txn is a transaction of the history. Guarded by history.mu until it is complete, then

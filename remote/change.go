@@ -45,7 +45,7 @@ func (s *Session) Log(ctx context.Context, id proto.Ident, op proto.Op) (proto.S
 // LogIf is Log unless may, which is called with the session's lock held just
 // before and must be quick, returns an error; see Options.LostLock. nil: Log.
 func (s *Session) LogIf(ctx context.Context, id proto.Ident, op proto.Op, may func() error) (proto.Seq, error) {
-	if w, ok := op.(*proto.Write); ok && s.first.Term > 0 && !w.Mapped {
+	if w, ok := op.(*proto.Write); ok && s.first.Term > 0 && !w.Mapped && !w.Lost {
 		return s.logLeased(ctx, id, w, may)
 	}
 	var seq proto.Seq

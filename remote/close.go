@@ -3,8 +3,11 @@ package remote
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 
+	"cagefs.dev/cage/remote/branch"
+	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
@@ -44,6 +47,31 @@ func (s *Session) Close(ctx context.Context) error {
 	close(s.closed)
 	return err
 }
+
+// WriteBranch writes what was acknowledged to programs and not delivered when the session
+// was closed, as a branch (package branch), and returns how many writes that are. It
+// is for after Close, which drops nothing of it.
+func (s *Session) WriteBranch(w io.Writer) (writes int, err error) {
+	s.mu.Lock()
+	left := s.log.Undelivered()
+	h := branch.Head{Session: s.id, Client: s.o.Client, Source: s.o.Addr + ":/" + s.o.Export, Began: now()}
+	s.mu.Unlock()
+	buf := branch.AppendHead(nil, &h)
+	for _, e := range left {
+		op := e.Op.(*proto.Write)
+		buf = branch.AppendWrite(buf, &branch.Write{
+			Seq: e.Seq, Time: h.Began, UID: e.Ident.UID, PID: e.Ident.PID, Comm: e.Ident.Comm,
+			ID: op.ID, Off: op.Off, Append: op.Append, Data: op.Data,
+		})
+		if _, err := w.Write(buf); err != nil {
+			return writes, err
+		}
+		writes, buf = writes+1, buf[:0]
+	}
+	return writes, nil
+}
+
+func now() proto.Time { return proto.Time(time.Now().UnixNano()) }
 
 // push waits until the log is empty, or the server refuses the client.
 func (s *Session) push(ctx context.Context) error {

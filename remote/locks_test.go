@@ -127,6 +127,7 @@ func TestLostLocks(t *testing.T) {
 		require.Equal(t, status.LostLock, status.Of(s.Wait(ctx, seq)))
 		require.Equal(t, mine, <-lost)
 		require.Empty(t, srv.file(5))
+		require.Equal(t, "late", srv.kept(5))
 
 		// The session is lost.
 		srv.set(func() { srv.lostLocks = nil })
@@ -141,6 +142,7 @@ func TestLostLocks(t *testing.T) {
 		require.Equal(t, mine, <-lost)
 		require.Equal(t, status.LostLock, status.Of(s.Wait(ctx, seq)))
 		require.Empty(t, srv.file(5))
+		require.Equal(t, "latenever sent", srv.kept(5))
 		require.Nil(t, s.DropLocks(mine))
 
 		var rep wire.HelloRep

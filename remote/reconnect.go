@@ -157,8 +157,8 @@ func (s *Session) resumeHello() *wire.HelloReq {
 func (s *Session) lostLocked() {
 	err := status.Newf(status.LostSession, "reconnect", s.o.Addr,
 		"the server does not know the session any more, so it cannot be told whether the change was applied")
-	failed := s.log.Lose(err)
-	s.o.Log.Warn().Int("failed", len(failed)).Msg("the server has lost the session")
+	failed, kept := s.log.Lose(err)
+	s.o.Log.Warn().Int("failed", len(failed)).Int("kept", kept).Msg("the server has lost the session")
 	for _, f := range failed {
 		s.failedLocked(f)
 	}

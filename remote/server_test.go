@@ -72,6 +72,7 @@ type server struct {
 	sessions  map[proto.SessionID]*serverSession
 	nextID    proto.SessionID
 	files     map[proto.FileID][]byte
+	stranded  map[proto.FileID][]byte // what is kept instead of being written
 	hellos    []wire.HelloReq
 	seen      []seen // requests after the hello, pings not
 	// hold, called with mu, says whether a request is to get no answer.
@@ -119,7 +120,7 @@ const serverPort = 7400
 func newServer(t testing.TB, n *simnet.Net, dataPorts int) *server {
 	s := &server{
 		t: t, net: n, tls: testKeys.state.TLS(), data: dataPorts, exports: []string{"home", "src"},
-		sessions: map[proto.SessionID]*serverSession{}, files: map[proto.FileID][]byte{}, nextID: 100,
+		sessions: map[proto.SessionID]*serverSession{}, files: map[proto.FileID][]byte{}, stranded: map[proto.FileID][]byte{}, nextID: 100,
 	}
 	s.start()
 	return s
@@ -330,7 +331,12 @@ func (c *serverConn) change(m *wire.ChangeReq) (wire.Message, error) {
 	if s.fail != nil {
 		r.err = s.fail(m.Op)
 	}
-	if w, ok := m.Op.(*proto.Write); ok && r.err == nil {
+	w, ok := m.Op.(*proto.Write)
+	switch {
+	case ok && w.Lost:
+		s.stranded[w.ID] = append(s.stranded[w.ID], w.Data...)
+		r.err = status.LostLock
+	case ok && r.err == nil:
 		f := s.files[w.ID]
 		if need := int(w.Off) + len(w.Data); need > len(f) {
 			f = append(f, make([]byte, need-len(f))...)
@@ -412,6 +418,13 @@ func (s *server) file(id proto.FileID) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.files[id])
+}
+
+// kept is what of a file could not be applied, in the order in which it came.
+func (s *server) kept(id proto.FileID) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return string(s.stranded[id])
 }
 
 // holding holds all requests of some kinds, until released.

@@ -1,6 +1,8 @@
 package serverd
 
 import (
+	"errors"
+
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/journal/replay"
 	"cagefs.dev/cage/remote/proto"
@@ -154,9 +156,19 @@ func (c *conn) pass(s *journal.Submission, o *outcome) {
 		// Everything before it is submitted, which is all that its place in the
 		// order means; nothing after it waits for the disk.
 		o.wait = func() (proto.Result, error) { return j.Do(c.ctx, s) }
+	case *proto.Branch:
+		o.res, o.err = c.passBranch(s, op)
 	default:
+		w, _ := op.(*proto.Write)
+		if w != nil && w.Lost {
+			o.err = c.strand(s, w)
+			return
+		}
 		var t *journal.Ticket
 		if t, o.err = j.Submit(c.ctx, s); o.err != nil {
+			if w != nil && errors.Is(o.err, errVoid) {
+				o.err = c.strand(s, w)
+			}
 			return
 		}
 		// Not the connection's context: who takes the session over must find

@@ -60,6 +60,9 @@ var handlers = map[wire.Opcode]handler{
 	wire.OpMoment:    answerWith(moment),
 	wire.OpVerify:    answerWith(verify),
 	wire.OpUsage:     answerWith(usage),
+
+	wire.OpBranches:   answerWith(branches),
+	wire.OpReadBranch: answerWith(readBranch),
 }
 
 // readLoop takes requests until the connection ends, and says why it did.
@@ -240,9 +243,9 @@ func costOf(m wire.Message) int64 {
 	switch m := m.(type) {
 	case *wire.ReadReq:
 		return smallCost + int64(m.Len)
-	case *wire.ReadDirReq, *wire.LogReq, *wire.VerifyReq:
+	case *wire.ReadDirReq, *wire.LogReq, *wire.VerifyReq, *wire.BranchesReq:
 		return listCost
-	case *wire.XattrReq, *wire.IDReq:
+	case *wire.XattrReq, *wire.IDReq, *wire.ReadBranchReq:
 		return smallCost + proto.MaxXattr
 	}
 	return smallCost

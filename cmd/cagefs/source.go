@@ -108,13 +108,13 @@ func (s *source) connect(ctx context.Context, o remote.Options) error {
 }
 
 // disconnect ends the sessions that there are; what is logged is delivered
-// until ctx ends. The error says what was not.
+// until ctx ends. The error says what was not, and where it is kept.
 func (d *daemon) disconnect(ctx context.Context) error {
 	return d.each(func(_ int, s *source) error {
 		if s.session == nil {
 			return nil
 		}
-		return s.session.Close(ctx)
+		return s.close(ctx, d.spec.mountpoint)
 	})
 }
 

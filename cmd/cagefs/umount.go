@@ -24,10 +24,11 @@ says so and the mount stays. The mount of a process that died is detached.
 
 With --force the mount ends within 15 seconds whatever stands in its way: a
 server that does not answer, a process of the mount that does not, files in use.
-What could not be delivered by then is lost, which it says (exit code 9), and
-programs that use files of the mount get errors.`
+What programs had written and could not be delivered by then is left in a file
+(exit code 9, and a line that says how to hand it over), and lost only where the
+process had to be killed. Programs that use files of the mount get errors.`
 	c.Example = "cagefs umount /mnt/data"
-	force := c.Flags.Bool("force", false, "end the mount although changes are not delivered, which are lost, or files are in use")
+	force := c.Flags.Bool("force", false, "end the mount although changes are not delivered, or files are in use")
 	c.Run = func(ctx context.Context, args []string, std cli.Std) error {
 		if err := c.NArgs(args, 1, 1); err != nil {
 			return err
@@ -103,10 +104,16 @@ func forceUmount(ctx context.Context, mountpoint string) error {
 			return err
 		}
 	}
-	if owed != "" {
-		return status.Newf(status.LostSession, "", mountpoint, "unmounted by force: %s", owed)
+	kept := keptOf(m.Point, c.PID())
+	switch {
+	case owed == "" && kept == "":
+		return nil
+	case kept == "":
+		owed = "lost, as it could not be delivered: " + owed
+	default:
+		owed = "not delivered: " + owed + "; what programs had written is " + kept
 	}
-	return nil
+	return status.Newf(status.LostSession, "", mountpoint, "unmounted by force: %s", owed)
 }
 
 // there reports whether a mount is still in the tree.
@@ -127,13 +134,13 @@ func owing(ctx context.Context, m control.Mount) string {
 	}
 	switch {
 	case err != nil:
-		return "its process did not answer; what it had not delivered is lost"
+		return "what its process had, which did not answer"
 	case s.Unapplied > 0:
 		changes := "changes"
 		if s.Unapplied == 1 {
 			changes = "change"
 		}
-		return fmt.Sprintf("lost, as it could not be delivered: %d %s, %d bytes of data", s.Unapplied, changes, s.Bytes)
+		return fmt.Sprintf("%d %s, %d bytes of data", s.Unapplied, changes, s.Bytes)
 	}
 	return ""
 }

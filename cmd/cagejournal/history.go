@@ -23,7 +23,14 @@ type history interface {
 	// ReadDir returns entries with attributes after a cookie; none at the end.
 	ReadDir(ctx context.Context, at proto.LSN, id proto.FileID, cookie uint64) ([]proto.DirEntry, error)
 
-	// Change makes a Label, Rollback or Undo. A result may come with an error:
+	Attr(ctx context.Context, id proto.FileID) (proto.Attr, error) // now
+
+	// What sessions could not deliver. ReadBranch reads a branch's file, at most proto.MaxXattr bytes, none at its end.
+	Branches(ctx context.Context) ([]proto.BranchInfo, error)
+	ReadBranch(ctx context.Context, branch proto.SessionID, p []byte, off int64) (int, error)
+	Session() proto.SessionID // in which this command makes its changes
+
+	// Change makes a Label, Rollback, Undo or Branch, or keeps a Write that is Lost. A result may come with an error:
 	// its plan then tells what is in the way.
 	Change(ctx context.Context, op proto.Op) (proto.Result, error)
 

@@ -26,7 +26,7 @@ func app() *cli.App {
 below the export in DIR of this machine, offline. A moment is @LSN, @-5m, @14:02,
 @2026-11-21T14:02:03, @label:NAME.`,
 		Commands: []func() *cli.Command{
-			newLog, newShow, newCat, newLs, newStat, newLabel, newRollback, newUndo, newRedo, newVerify, newUsage,
+			newLog, newShow, newCat, newLs, newStat, newLabel, newRollback, newUndo, newRedo, newBranch, newVerify, newUsage,
 		},
 	}
 }

@@ -132,6 +132,27 @@ func (o *offline) ReadDir(_ context.Context, at proto.LSN, id proto.FileID, cook
 	return out, err
 }
 
+func (o *offline) Attr(_ context.Context, id proto.FileID) (proto.Attr, error) { return o.j.Attr(id) }
+
+func (o *offline) Branches(context.Context) ([]proto.BranchInfo, error) {
+	list, err := o.j.Branches()
+	var out []proto.BranchInfo
+	for i := range list {
+		out = append(out, list[i].BranchInfo)
+	}
+	return out, err
+}
+
+func (o *offline) ReadBranch(_ context.Context, branch proto.SessionID, p []byte, off int64) (int, error) {
+	n, err := o.j.ReadBranch(branch, p, off)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
+}
+
+func (o *offline) Session() proto.SessionID { return o.session }
+
 func (o *offline) Change(ctx context.Context, op proto.Op) (proto.Result, error) {
 	if err := o.openSession(); err != nil {
 		return proto.Result{}, err
@@ -146,6 +167,13 @@ func (o *offline) Change(ctx context.Context, op proto.Op) (proto.Result, error)
 		return replay.Rollback(ctx, o.j, s, op)
 	case *proto.Undo:
 		return replay.Undo(ctx, o.j, s, op)
+	case *proto.Branch:
+		return replay.Branch(ctx, o.j, s, op)
+	case *proto.Write: // to be kept
+		if _, err := o.j.Strand(ctx, s, op, false); err != nil {
+			return proto.Result{}, err
+		}
+		return proto.Result{}, status.New(status.LostLock, "", "")
 	}
 	return o.j.Do(ctx, s)
 }

@@ -72,6 +72,20 @@ func (o *online) ReadDir(ctx context.Context, at proto.LSN, id proto.FileID, coo
 	return rep.Entries, err
 }
 
+func (o *online) Attr(ctx context.Context, id proto.FileID) (proto.Attr, error) {
+	return o.s.GetAttr(ctx, o.header(0), id)
+}
+
+func (o *online) Branches(ctx context.Context) ([]proto.BranchInfo, error) {
+	return o.s.Branches(ctx, o.ident)
+}
+
+func (o *online) ReadBranch(ctx context.Context, branch proto.SessionID, p []byte, off int64) (int, error) {
+	return o.s.ReadBranch(ctx, o.ident, branch, p, off)
+}
+
+func (o *online) Session() proto.SessionID { return o.s.Status().Session }
+
 func (o *online) Change(ctx context.Context, op proto.Op) (proto.Result, error) {
 	return o.s.Do(ctx, o.ident, op)
 }

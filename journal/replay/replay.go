@@ -61,8 +61,10 @@ func Undo(ctx context.Context, j *journal.Journal, s *journal.Submission, op *pr
 }
 
 // conflict is the error for a plan whose steps say what is in the way.
-func (e *engine) conflict() error {
-	for _, s := range e.steps {
+func (e *engine) conflict() error { return conflict(e.steps) }
+
+func conflict(steps []proto.PlanStep) error {
+	for _, s := range steps {
 		if s.Action == "conflict" {
 			return status.Newf(status.Conflict, "", s.Path, "%s", s.Detail)
 		}

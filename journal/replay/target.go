@@ -167,7 +167,7 @@ func (c *chooser) newest(s *journal.Submission, op *proto.Undo) error {
 				return true, nil
 			}
 			t, ok := c.j.Transaction(begin)
-			if takesBack := t.Kind != journal.KindRollback; !ok || takesBack != op.Redo || op.Redo && t.Kind != journal.KindUndo {
+			if takesBack := t.Kind == journal.KindUndo || t.Kind == journal.KindRedo; !ok || takesBack != op.Redo || op.Redo && t.Kind != journal.KindUndo {
 				return true, nil
 			}
 			return false, c.addTransaction(begin)

@@ -9,8 +9,8 @@ import (
 	"cagefs.dev/cage/remote/status"
 )
 
-// What changes a fenced file's content is not sent any more, under numbers that
-// stay; it fails, and its bytes weigh nothing. What was applied is not touched.
+// What changes a fenced file's content is not to be applied any more, under numbers
+// that stay: it fails. Writes that were acknowledged are sent to be kept. What was applied is not touched.
 func TestFence(t *testing.T) {
 	l := New()
 	require.Equal(t, proto.Seq(1), l.Append(alice, write(5, 0, "applied")))
@@ -24,7 +24,7 @@ func TestFence(t *testing.T) {
 	require.NoError(t, l.Resume(1))
 	l.Fence(5, 1, status.LostLock)
 	_, bytes := l.Unanswered()
-	require.EqualValues(t, len("applied")+len("other file"), bytes)
+	require.EqualValues(t, len("applied")+len("sent")+len("other file")+len("waiting"), bytes)
 	require.Equal(t, proto.Seq(7), l.Append(alice, write(5, 0, "new")), "joins nothing that is fenced")
 
 	var sent []string
@@ -32,7 +32,7 @@ func TestFence(t *testing.T) {
 		sent = append(sent, text(e.Op))
 	}
 	require.Equal(t, []string{
-		`write 5@0 "applied"`, `write 5@0 ""`, `write 5@0 ""`, `write 6@0 "other file"`, "op 5", `write 5@0 ""`, `write 5@0 "new"`,
+		`write 5@0 "applied"`, `lost write 5@100 "sent"`, `lost write 5@0 ""`, `write 6@0 "other file"`, "op 5", `lost write 5@0 "waiting"`, `write 5@0 "new"`,
 	}, sent)
 	for seq := proto.Seq(1); seq <= 7; seq++ {
 		f, sticky := l.Answer(seq, proto.Result{}, nil)

@@ -48,7 +48,7 @@ type entry struct {
 	ticket   *Ticket // of those who wait; may be nil
 
 	withdrawn bool  // see Leave; whoever waits no longer does
-	fenced    error // see Fence: it failed already, and an empty operation has its number
+	fenced    error // see Fence: it failed already; what is sent under its number changes nothing
 }
 
 // Log is a session's operation log. Its owner guards it: no method may be
@@ -175,8 +175,12 @@ func (l *Log) Answer(seq proto.Seq, res proto.Result, err error) (Failure, bool)
 
 // settle records the outcome of an unanswered entry and wakes who waits for it.
 func (l *Log) settle(seq proto.Seq, e *entry, res proto.Result, err error) (Failure, bool) {
-	if e.fenced != nil {
+	switch {
+	case e.fenced == nil:
+	case err == nil:
 		err = e.fenced
+	default: // the server says where it is kept
+		err = status.Newf(status.Of(e.fenced), "", "", "%w", err)
 	}
 	f := Failure{Seq: seq, ID: fileOf(e.op), Err: err}
 	waited := e.ticket != nil && e.ticket.waiters > 0
@@ -227,16 +231,32 @@ func (l *Log) Resume(applied proto.Seq) error {
 
 // Fence makes all that changes the content of a file fail with err, but for what
 // the server has applied already: up to a wire number. It follows Resume. The
-// numbers are kept: nothing is done under them, and the failure is told with the answer.
+// numbers are kept. Under them go the writes that were acknowledged, to be kept by the server instead of being
+// applied (proto.Write.Lost), and nothing in place of the rest; the failure is told with the answer.
 func (l *Log) Fence(id proto.FileID, applied proto.Seq, err error) {
 	for i := range l.entries {
 		e := &l.entries[i]
 		if e.answered || l.acked+1+proto.Seq(i) <= l.base+applied || !changesContent(e.op, id) {
 			continue
 		}
+		if l.lose(e, err) {
+			continue
+		}
 		l.bytes -= int64(e.bytes)
-		e.op, e.bytes, e.fenced = &proto.Write{ID: id}, 0, err
+		e.op, e.bytes, e.fenced = &proto.Write{ID: id, Lost: true}, 0, err
 	}
+}
+
+// lose makes a write that was acknowledged fail, but be kept; false: it is none.
+func (l *Log) lose(e *entry, err error) bool {
+	w, ok := e.op.(*proto.Write)
+	if !ok || !e.logged {
+		return false
+	}
+	lost := *w
+	lost.Lost = true
+	e.op, e.fenced = &lost, err
+	return true
 }
 
 func changesContent(op proto.Op, id proto.FileID) bool {
@@ -264,19 +284,23 @@ func (l *Log) rewind() {
 // place, in which wire numbers begin at 1 again; the caller's numbers go on.
 // Whether an operation that was sent and not answered was applied cannot be
 // known, and those after it may rely on it: sending any of them again could
-// apply one twice or out of its place, so all of them fail with err. If there
+// apply one twice or out of its place, so all of them fail with err; the new session keeps the
+// writes that were acknowledged, and that failure is told with the answer. If there
 // is none, what was never sent goes on in the new session. Lose returns the
-// failures that become sticky.
-func (l *Log) Lose(err error) []Failure {
+// other failures that become sticky, and how many writes are to be kept.
+func (l *Log) Lose(err error) (out []Failure, kept int) {
 	if l.sent <= l.acked {
 		l.base = l.acked
 		l.rewind()
-		return nil
+		return nil, 0
 	}
-	var out []Failure
 	for i := range l.entries {
 		e := &l.entries[i]
 		if e.answered {
+			continue
+		}
+		if l.lose(e, err) {
+			kept++
 			continue
 		}
 		if f, sticky := l.settle(l.acked+1+proto.Seq(i), e, proto.Result{}, err); sticky {
@@ -284,8 +308,26 @@ func (l *Log) Lose(err error) []Failure {
 		}
 	}
 	l.forget()
+	for i := range l.entries { // the new session has no number for what is left out
+		if e := &l.entries[i]; e.answered {
+			*e = entry{op: &proto.Sync{ID: proto.RootID}, withdrawn: true}
+			l.count(e, 1)
+		}
+	}
 	l.sent, l.base = l.acked, l.acked
 	l.rewind()
+	return out, kept
+}
+
+// Undelivered are the writes that were acknowledged and have no outcome, in order. Their data are the log's.
+func (l *Log) Undelivered() (out []Entry) {
+	for i := range l.entries {
+		e := &l.entries[i]
+		if w, ok := e.op.(*proto.Write); ok && e.logged && len(w.Data) > 0 {
+			seq := l.acked + 1 + proto.Seq(i)
+			out = append(out, Entry{Seq: seq, Wire: seq - l.base, Ident: e.ident, Gen: e.gen, Op: w})
+		}
+	}
 	return out
 }
 
@@ -366,6 +408,8 @@ func own(op proto.Op) (proto.Op, int) {
 	case *proto.Allocate:
 		return ref(*o), 0
 	case *proto.Copy:
+		return ref(*o), 0
+	case *proto.Branch:
 		return ref(*o), 0
 	}
 	return op, 0

@@ -34,9 +34,15 @@ func text(op proto.Op) string {
 		if len(o.Data) > 1000 {
 			return fmt.Sprintf("write %d@%d %d bytes", o.ID, o.Off, len(o.Data))
 		}
-		return fmt.Sprintf("write %d@%d %q", o.ID, o.Off, o.Data)
+		lost := ""
+		if o.Lost {
+			lost = "lost "
+		}
+		return fmt.Sprintf("%swrite %d@%d %q", lost, o.ID, o.Off, o.Data)
 	case *proto.Make:
 		return "make " + o.Name
+	case *proto.Sync:
+		return "sync"
 	}
 	return fmt.Sprintf("op %d", op.Kind())
 }
@@ -316,13 +322,14 @@ func TestLose(t *testing.T) {
 	lost := status.New(status.LostSession, "resume", "")
 	t.Run("sent", func(t *testing.T) {
 		l := New()
-		l.Append(alice, write(5, 0, "a"))
-		l.Append(alice, write(6, 0, "b"))
+		l.Append(alice, &proto.SetXattr{ID: 5})
+		l.Append(alice, &proto.SetXattr{ID: 6})
 		sendAll(l)
 		l.Answer(1, proto.Result{}, nil)
 		w := l.AppendWaited(alice, &proto.Make{Name: "m", Dir: 8})
-		failed := l.Lose(lost)
+		failed, kept := l.Lose(lost)
 		require.Len(t, failed, 1)
+		require.Zero(t, kept)
 		require.EqualValues(t, 6, failed[0].ID)
 		_, err := w.Outcome()
 		require.ErrorIs(t, err, status.LostSession)
@@ -340,13 +347,51 @@ func TestLose(t *testing.T) {
 		l.Answer(4, proto.Result{}, nil)
 		require.EqualValues(t, 1, l.WireAcked())
 	})
+	// Writes that were acknowledged go to the new session, to be kept there; what
+	// was answered or failed between them leaves no gap in its numbers.
+	t.Run("writes are kept", func(t *testing.T) {
+		l := New()
+		l.Append(alice, write(5, 0, "a"))
+		l.Append(alice, write(6, 0, "b"))
+		l.Append(alice, write(7, 0, "answered"))
+		w := l.AppendWaited(alice, &proto.Make{Name: "m", Dir: 8})
+		sendAll(l)
+		l.Append(alice, write(6, 9, "never sent"))
+		l.Answer(1, proto.Result{}, nil)
+		l.Answer(3, proto.Result{}, nil)
+		failed, kept := l.Lose(lost)
+		require.Empty(t, failed)
+		require.Equal(t, 2, kept)
+		_, err := w.Outcome()
+		require.ErrorIs(t, err, status.LostSession)
+		require.Len(t, l.Undelivered(), 2)
+		l.Append(alice, write(6, 0, "new"))
+
+		var got []string
+		for i, e := range sendAll(l) {
+			require.EqualValues(t, i+1, e.Wire)
+			got = append(got, text(e.Op))
+		}
+		require.Equal(t, []string{`lost write 6@0 "b"`, "sync", "sync", `lost write 6@9 "never sent"`, `write 6@0 "new"`}, got)
+		for seq := proto.Seq(2); seq <= 6; seq++ {
+			f, sticky := l.Answer(seq, proto.Result{}, nil)
+			require.Equal(t, seq == 2 || seq == 5, sticky, "operation %d", seq)
+			if sticky {
+				require.ErrorIs(t, f.Err, status.LostSession)
+			}
+		}
+		require.EqualValues(t, 6, l.Acked())
+		require.Zero(t, l.Weight())
+	})
 	t.Run("never sent", func(t *testing.T) {
 		l := New()
 		l.Append(alice, write(5, 0, "a"))
 		sendAll(l)
 		l.Answer(1, proto.Result{}, nil)
 		l.Append(alice, write(6, 0, "b"))
-		require.Empty(t, l.Lose(lost))
+		failed, kept := l.Lose(lost)
+		require.Empty(t, failed)
+		require.Zero(t, kept)
 		sent := sendAll(l)
 		require.Len(t, sent, 1)
 		require.EqualValues(t, 2, sent[0].Seq)
@@ -366,7 +411,7 @@ func TestFileOf(t *testing.T) {
 		&proto.Make{Dir: 3}: 3, &proto.Link{ID: 2, Dir: 3}: 3, &proto.Remove{Dir: 3}: 3,
 		&proto.Rename{Dir: 2, NewDir: 3}: 3, &proto.SetAttr{ID: 3}: 3, &proto.SetXattr{ID: 3}: 3,
 		&proto.RemoveXattr{ID: 3}: 3, &proto.Write{ID: 3}: 3, &proto.Sync{ID: 3}: 3,
-		&proto.Allocate{ID: 3}: 3, &proto.Copy{ID: 3, Src: 4}: 3, &proto.Label{}: 0, &proto.Rollback{}: 0, &proto.Undo{}: 0,
+		&proto.Allocate{ID: 3}: 3, &proto.Copy{ID: 3, Src: 4}: 3, &proto.Label{}: 0, &proto.Branch{}: 0, &proto.Rollback{}: 0, &proto.Undo{}: 0,
 	}
 	for op, want := range ops {
 		c, _ := own(op)

@@ -19,6 +19,7 @@ const (
 	OpUndo
 	OpAllocate
 	OpCopy
+	OpBranch
 )
 
 // Op is an operation that changes an export, or orders changes (Sync). It is
@@ -125,11 +126,15 @@ type RemoveXattr struct {
 // the end of the file, wherever that is when their turn comes; Off is then where
 // the client takes it to be, and the result's N where it was. Mapped bytes were
 // stored through a mapping: they are ordered by msync(2) only, and need no lease.
+//
+// Lost bytes were acknowledged under a lease or lock that is lost, or in a session
+// that is: they are not written, but kept in the session's branch, and the change fails. Without Data nothing is kept.
 type Write struct {
 	ID     FileID
 	Off    uint64
 	Append bool
 	Mapped bool
+	Lost   bool
 	Data   []byte
 }
 
@@ -199,6 +204,17 @@ type Undo struct {
 	DryRun bool
 }
 
+// Branch applies, in one transaction, what a session had acknowledged and could not deliver
+// (package branch), or with Drop forgets it. Where a file is gone or was changed since
+// the session knew it, that is a conflict; with Force the branch's bytes go over what others
+// wrote, and what is gone is left out.
+type Branch struct {
+	Session SessionID
+	Drop    bool
+	Force   bool
+	DryRun  bool
+}
+
 func (*Make) Kind() OpKind        { return OpMake }
 func (*Link) Kind() OpKind        { return OpLink }
 func (*Remove) Kind() OpKind      { return OpRemove }
@@ -213,6 +229,7 @@ func (*Rollback) Kind() OpKind    { return OpRollback }
 func (*Undo) Kind() OpKind        { return OpUndo }
 func (*Allocate) Kind() OpKind    { return OpAllocate }
 func (*Copy) Kind() OpKind        { return OpCopy }
+func (*Branch) Kind() OpKind      { return OpBranch }
 
 // Change is an operation in its place of a session's operation log.
 type Change struct {
@@ -231,11 +248,11 @@ type Result struct {
 	ID   FileID     // Make: the new file. Otherwise the file that was changed.
 	Attr Attr       // of ID after the change, as far as it still exists; Attr.ID 0: not given
 	N    uint64     // Write with Append: where its bytes went; Copy: how many there were
-	Plan []PlanStep // Rollback, Undo: what was or would be done
+	Plan []PlanStep // Rollback, Undo, Branch: what was or would be done
 	More uint64     // steps of the plan behind those in Plan, where a reply had no room for them
 }
 
-// PlanStep is one line of what a rollback or undo does, for people and scripts.
+// PlanStep is one line of what a rollback, undo or branch does, for people and scripts.
 type PlanStep struct {
 	Action string // remove, restore, move, content, attributes, copy, conflict
 	Path   string

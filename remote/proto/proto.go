@@ -175,6 +175,19 @@ type StatFS struct {
 	FilesFree   uint64
 }
 
+// BranchInfo is what a list tells of a branch: of what a session could not deliver.
+type BranchInfo struct {
+	Session SessionID
+	Client  string
+	Began   Time
+	Newest  Time // of its writes
+	Files   uint32
+	Writes  uint32
+	Bytes   uint64 // of the writes
+	Size    uint64 // of the branch's file
+	Damaged bool   // the counts are of what can be read of it
+}
+
 // Entry is one change of an export's history as tools show it.
 type Entry struct {
 	LSN     LSN

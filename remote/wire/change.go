@@ -106,6 +106,7 @@ func appendOp(b []byte, op proto.Op) []byte {
 		b = appendInt(b, op.Off)
 		b = appendFlag(b, op.Append)
 		b = appendFlag(b, op.Mapped)
+		b = appendFlag(b, op.Lost)
 		b = appendInt(b, uint64(len(op.Data)))
 	case *proto.Sync:
 		b = appendInt(b, op.ID)
@@ -133,6 +134,11 @@ func appendOp(b []byte, op proto.Op) []byte {
 		b = appendInt(b, op.Src)
 		b = appendInt(b, op.SrcOff)
 		b = appendInt(b, op.Len)
+	case *proto.Branch:
+		b = appendFixed64(b, op.Session)
+		b = appendFlag(b, op.Drop)
+		b = appendFlag(b, op.Force)
+		b = appendFlag(b, op.DryRun)
 	}
 	return b
 }
@@ -157,7 +163,7 @@ func (c *Cursor) op(op proto.Op) {
 	case *proto.RemoveXattr:
 		*op = proto.RemoveXattr{ID: c.fid(), Name: c.name()}
 	case *proto.Write:
-		*op = proto.Write{ID: c.fid(), Off: c.uvarint(), Append: c.flag(), Mapped: c.flag(), Data: c.bytes(proto.MaxIO)}
+		*op = proto.Write{ID: c.fid(), Off: c.uvarint(), Append: c.flag(), Mapped: c.flag(), Lost: c.flag(), Data: c.bytes(proto.MaxIO)}
 	case *proto.Sync:
 		*op = proto.Sync{ID: c.fid(), All: c.flag()}
 	case *proto.Label:
@@ -172,6 +178,8 @@ func (c *Cursor) op(op proto.Op) {
 		*op = proto.Allocate{ID: c.fid(), Mode: c.u32(), Off: c.uvarint(), Len: c.uvarint()}
 	case *proto.Copy:
 		*op = proto.Copy{ID: c.fid(), Off: c.uvarint(), Src: c.fid(), SrcOff: c.uvarint(), Len: c.u32()}
+	case *proto.Branch:
+		*op = proto.Branch{Session: c.session(), Drop: c.flag(), Force: c.flag(), DryRun: c.flag()}
 	default:
 		c.fail("no operation given to decode into")
 	}

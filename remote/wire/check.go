@@ -55,6 +55,11 @@ func CheckOp(op proto.Op) error {
 		return checkAllocate(op)
 	case *proto.Copy:
 		return checkCopy(op)
+	case *proto.Branch:
+		if op.Session == 0 {
+			return invalid("branch", "", "no branch named")
+		}
+		return nil
 	default:
 		return status.Newf(status.Unsupported, "change", "", "operation %T", op)
 	}

@@ -2,7 +2,7 @@
 // its bytes and its limits. It is pure: bytes in, bytes out. It owns no
 // connection and no goroutine, and it knows nothing of caches or journals.
 //
-// This text is the specification, version 5.
+// This text is the specification, version 6.
 //
 // # Connections
 //
@@ -38,6 +38,7 @@
 //	version 3   locks
 //	version 4   history onward from a record
 //	version 5   leases
+//	version 6   branches
 //
 // # Frames
 //

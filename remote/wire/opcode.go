@@ -58,6 +58,10 @@ const (
 	OpVerify Opcode = 82 // VerifyReq, VerifyRep
 	OpUsage  Opcode = 83 // Empty, UsageRep
 
+	// Branches: what sessions could not deliver, see package branch.
+	OpBranches   Opcode = 84 // BranchesReq, BranchesRep
+	OpReadBranch Opcode = 85 // ReadBranchReq, BytesRep
+
 	// Pushed by the server on the main connection, unasked, id 0 (100–119).
 	OpChanged  Opcode = 100 // Changed
 	OpRecall   Opcode = 101 // Recall: comes again until OpReturn
@@ -133,11 +137,15 @@ var Table = map[Opcode]Spec{
 	OpChange + Opcode(proto.OpUndo):        change[proto.Undo]("undo"),
 	OpChange + Opcode(proto.OpAllocate):    change[proto.Allocate]("allocate"),
 	OpChange + Opcode(proto.OpCopy):        change[proto.Copy]("copy"),
+	OpChange + Opcode(proto.OpBranch):      change[proto.Branch]("branch"),
 
 	OpLog:    {Name: "log", NewRequest: fresh[LogReq], NewReply: fresh[LogRep]},
 	OpMoment: {Name: "moment", NewRequest: fresh[MomentReq], NewReply: fresh[MomentRep]},
 	OpVerify: {Name: "verify", NewRequest: fresh[VerifyReq], NewReply: fresh[VerifyRep]},
 	OpUsage:  {Name: "usage", NewRequest: fresh[Empty], NewReply: fresh[UsageRep]},
+
+	OpBranches:   {Name: "branches", NewRequest: fresh[BranchesReq], NewReply: fresh[BranchesRep]},
+	OpReadBranch: {Name: "readbranch", NewRequest: fresh[ReadBranchReq], NewReply: fresh[BytesRep]},
 
 	OpChanged:  {Name: "changed", NewPush: fresh[Changed]},
 	OpRecall:   {Name: "recall", NewPush: fresh[Recall]},

@@ -172,6 +172,12 @@ func (t *Table) admitted(files []proto.FileID) Verdict {
 	return Admitted
 }
 
+// Owns reports whether a session has the write lease of a file.
+func (t *Table) Owns(id proto.SessionID, file proto.FileID) bool {
+	s := t.sessions[id]
+	return s != nil && !s.fencing && s.holdings[file] != nil && s.holdings[file].mode == proto.WriteLease
+}
+
 // owed reports whether a change was logged under a lease of before the restart
 // whose return was lost with the server: if it had been taken, the change would
 // have been applied before. So nobody has had the lease since, as long as the grace time goes on.
