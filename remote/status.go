@@ -39,6 +39,8 @@ type Status struct {
 	LastError string        // why it is not online, or the last failure of a logged operation
 	Unapplied int           // operations logged and not yet applied
 	Bytes     int64         // bytes of new data in them
+	Leases    int           // of files and directories
+	Writing   int           // of them: write leases
 	DataConns int
 	Resumes   int // reconnects that went on with the session
 }
@@ -58,6 +60,7 @@ func (s *Session) Status() Status {
 		st.LastError = s.connErr
 	}
 	st.Unapplied, st.Bytes = s.log.Unanswered()
+	st.Leases, st.Writing = s.leases.Count()
 	for _, p := range s.ports {
 		if p.conn != nil {
 			st.DataConns++

@@ -310,6 +310,13 @@ func (l *Leases) settled(id proto.SessionID) {
 	l.doLocked(l.table.Settled(id, boottime.Now()))
 }
 
+// count is how many leases a session has, and how many of them for writing.
+func (l *Leases) count(id proto.SessionID) (all, writing int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.table.Count(id)
+}
+
 // changed is how often changes have begun and ended.
 func (l *Leases) changed() uint64 {
 	l.mu.Lock()

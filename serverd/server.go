@@ -428,6 +428,8 @@ type SessionStatus struct {
 	Lost      time.Time // zero while it has a connection
 	OpenFiles int
 	Locks     int // of files, by flock(2) and fcntl(2)
+	Leases    int
+	Writing   int // of Leases: write leases
 	DataConns int
 }
 

@@ -369,11 +369,12 @@ func (s *session) idle() time.Duration {
 
 func (s *session) status() SessionStatus {
 	locks := s.exp.locks.count(s.id)
+	leases, writing := s.exp.Leases.count(s.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := SessionStatus{
 		ID: s.id, Export: s.exp.Name, Client: s.name, Key: *s.key, Since: s.since, Lost: s.lost,
-		ReadOnly: s.key.ReadOnly || s.exp.ReadOnly, OpenFiles: len(s.opens), Locks: locks, DataConns: len(s.data),
+		ReadOnly: s.key.ReadOnly || s.exp.ReadOnly, OpenFiles: len(s.opens), Locks: locks, Leases: leases, Writing: writing, DataConns: len(s.data),
 	}
 	if s.main != nil {
 		st.Peer, st.ReadOnly = s.main.peer, s.main.readOnly

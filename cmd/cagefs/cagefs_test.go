@@ -164,13 +164,14 @@ func TestPrintStatus(t *testing.T) {
 	require.NoError(t, printStatus(&b, s))
 	require.Equal(t, `h:/d on /mnt (read-write)
 server       h:7400, reconnecting since 2026-11-21 14:02:03, 2 data connections, resumed 1 times
-undelivered  3 changes, 1.5MiB of data
+leases       0, 0 of them for writing
+everything is on the server: no: 3 changes, 1.5MiB of data
 process      7, cagefs 0.1, mounted 2026-11-21 14:02:03
 last error   connection refused
 `, b.String())
 
 	src.Name = "a"
-	other := control.Source{Name: "b", Source: "i:/e", Addr: "i:7400", State: "online", Since: since, SilentMS: 6789, At: 9, ReadOnly: true}
+	other := control.Source{Name: "b", Source: "i:/e", Addr: "i:7400", State: "online", Since: since, SilentMS: 6789, At: 9, ReadOnly: true, Delivered: true, Leases: 12, Writing: 3}
 	s.Sources = []control.Source{src, other}
 	b.Reset()
 	require.NoError(t, printStatus(&b, s))
@@ -178,11 +179,13 @@ last error   connection refused
 process      7, cagefs 0.1, mounted 2026-11-21 14:02:03
 a: h:/d (read-write)
   server       h:7400, reconnecting since 2026-11-21 14:02:03, 2 data connections, resumed 1 times
-  undelivered  3 changes, 1.5MiB of data
+  leases       0, 0 of them for writing
+  everything is on the server: no: 3 changes, 1.5MiB of data
   last error   connection refused
 b: i:/e (read-only, as of @9)
   server       i:7400, online since 2026-11-21 14:02:03, no answer for 6s, 0 data connections, resumed 0 times
-  undelivered  nothing: all is on the server
+  leases       12, 3 of them for writing
+  everything is on the server: yes
 `, b.String())
 }
 

@@ -72,9 +72,12 @@ func together(all []control.Source) control.Source {
 		sum.SilentMS = max(sum.SilentMS, s.SilentMS)
 		sum.Unapplied += s.Unapplied
 		sum.Bytes += s.Bytes
+		sum.Leases += s.Leases
+		sum.Writing += s.Writing
 		sum.DataConns += s.DataConns
 		sum.Resumes += s.Resumes
 	}
+	sum.Delivered = sum.Unapplied == 0
 	return sum
 }
 

@@ -220,6 +220,6 @@ func (s *source) status() control.Source {
 	return control.Source{
 		Name: s.Name, Source: s.Source.String(), Addr: st.Addr, ReadOnly: s.readOnly, At: s.root.at,
 		State: st.State.String(), Since: st.Since, SilentMS: st.Silent.Milliseconds(), LastError: st.LastError,
-		Unapplied: st.Unapplied, Bytes: st.Bytes, DataConns: st.DataConns, Resumes: st.Resumes,
+		Unapplied: st.Unapplied, Bytes: st.Bytes, Delivered: st.Unapplied == 0, Leases: st.Leases, Writing: st.Writing, DataConns: st.DataConns, Resumes: st.Resumes,
 	}
 }

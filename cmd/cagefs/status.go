@@ -78,16 +78,16 @@ func mode(s control.Source) string {
 const noticeable = 2 * time.Second
 
 func printSource(w io.Writer, indent string, s control.Source, process string) {
-	left := "nothing: all is on the server"
-	if s.Unapplied > 0 {
-		left = fmt.Sprintf("%d changes, %s of data", s.Unapplied, cli.Size(s.Bytes).Short())
+	delivered := "yes"
+	if !s.Delivered {
+		delivered = fmt.Sprintf("no: %d changes, %s of data", s.Unapplied, cli.Size(s.Bytes).Short())
 	}
 	silent := ""
 	if d := time.Duration(s.SilentMS) * time.Millisecond; d >= noticeable {
 		silent = fmt.Sprintf(", no answer for %v", d.Truncate(time.Second))
 	}
-	fmt.Fprintf(w, "%sserver       %s, %s since %s%s, %d data connections, resumed %d times\n%sundelivered  %s\n%s",
-		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), silent, s.DataConns, s.Resumes, indent, left, process)
+	fmt.Fprintf(w, "%sserver       %s, %s since %s%s, %d data connections, resumed %d times\n%sleases       %d, %d of them for writing\n%severything is on the server: %s\n%s",
+		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), silent, s.DataConns, s.Resumes, indent, s.Leases, s.Writing, indent, delivered, process)
 	if s.LastError != "" {
 		fmt.Fprintf(w, "%slast error   %s\n", indent, cli.Printable(s.LastError))
 	}

@@ -32,7 +32,7 @@ func (a *admin) Served() control.Served {
 		count[s.Export]++
 		out.Sessions = append(out.Sessions, control.Session{
 			ID: cli.SessionText(s.ID), Export: s.Export, Client: s.Client, Key: s.Key.Name, Fingerprint: string(s.Key.Fingerprint),
-			ActsAs: s.Key.ActsAs(), ReadOnly: s.ReadOnly, Peer: s.Peer, Since: s.Since, Lost: s.Lost, OpenFiles: s.OpenFiles, Locks: s.Locks, DataConns: s.DataConns,
+			ActsAs: s.Key.ActsAs(), ReadOnly: s.ReadOnly, Peer: s.Peer, Since: s.Since, Lost: s.Lost, OpenFiles: s.OpenFiles, Locks: s.Locks, Leases: s.Leases, Writing: s.Writing, DataConns: s.DataConns,
 		})
 	}
 	slices.SortFunc(out.Sessions, func(a, b control.Session) int {
@@ -93,6 +93,7 @@ func newSessions() *cli.Command {
 			}
 			err := fields(w, c.Key+"  "+c.Export+", "+mode, [2]string{"address", peer}, [2]string{"since", when(c.Since)},
 				[2]string{"acts as", c.ActsAs}, [2]string{"open files", fmt.Sprintf("%d, %d locks", c.OpenFiles, c.Locks)},
+				[2]string{"leases", fmt.Sprintf("%d, %d of them for writing", c.Leases, c.Writing)},
 				[2]string{"data ports", fmt.Sprintf("%d connections", c.DataConns)}, [2]string{"session", c.ID + " of " + cli.Printable(c.Client)})
 			if err != nil {
 				return err

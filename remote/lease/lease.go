@@ -254,6 +254,16 @@ func (t *Table) Idle(before time.Duration, most int) (out []Recall) {
 	return out
 }
 
+// Count is how many leases are held, and how many of them for writing.
+func (t *Table) Count() (all, writing int) {
+	for _, h := range t.held {
+		if h.mode == proto.WriteLease {
+			writing++
+		}
+	}
+	return len(t.held), writing
+}
+
 // Claim is a lease to go on with after a reconnect. First is since when it has
 // been one for writing, as far as that matters: what was logged since then counts.
 type Claim struct {

@@ -275,6 +275,20 @@ func (t *Table) Busy() bool {
 	return false
 }
 
+// Count is how many leases a session has, and how many of them for writing.
+func (t *Table) Count(id proto.SessionID) (all, writing int) {
+	s := t.sessions[id]
+	if s == nil {
+		return 0, 0
+	}
+	for _, h := range s.holdings {
+		if h.mode == proto.WriteLease {
+			writing++
+		}
+	}
+	return len(s.holdings), writing
+}
+
 // onlyReads reports whether a session has leases, but none for writing.
 func (s *session) onlyReads() bool {
 	for _, h := range s.holdings {

@@ -51,6 +51,8 @@ type Session struct {
 	Lost        time.Time `json:"lost,omitzero"` // since when it is without connection
 	OpenFiles   int       `json:"open_files"`
 	Locks       int       `json:"locks"`
+	Leases      int       `json:"leases"`
+	Writing     int       `json:"write_leases"` // of Leases
 	DataConns   int       `json:"data_connections"`
 }
 

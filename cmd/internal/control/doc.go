@@ -67,6 +67,9 @@ type Source struct {
 	LastError string    `json:"last_error"`
 	Unapplied int       `json:"unapplied_operations"` // logged and not yet applied on the server
 	Bytes     int64     `json:"unapplied_bytes"`
+	Delivered bool      `json:"everything_on_server"` // Unapplied is 0
+	Leases    int       `json:"leases"`
+	Writing   int       `json:"write_leases"` // of Leases
 	DataConns int       `json:"data_connections"`
 	Resumes   int       `json:"resumes"`
 }
