@@ -129,6 +129,9 @@ func (s *fileSystem) attr(ctx context.Context, h *fuse.InHeader, ino *inode) (pr
 		a.Lease = l
 		return a, err
 	}
+	if s.leasing && ino.isDir() {
+		return s.dirAttr(ctx, h, ino)
+	}
 	if err := s.settled(ctx, ino); err != nil {
 		return proto.Attr{}, err
 	}

@@ -54,6 +54,8 @@ type fileSystem struct {
 	spaces   spaces
 	tasks    sync.WaitGroup // goroutines of requests and prefetches
 	notified atomic.Int64   // changes by others that the kernel was told
+	changes  atomic.Uint64  // beginnings and ends of changes by us, writes not counted
+	moves    atomic.Uint64  // of these: such as may move or remove a directory
 }
 
 func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
@@ -97,6 +99,8 @@ func (s *fileSystem) do(ctx context.Context, who proto.Ident, op proto.Op) (prot
 	if s.readOnly {
 		return proto.Result{}, status.ReadOnly
 	}
+	s.mark(op)
+	defer s.mark(op)
 	res, err := s.session.Do(ctx, who, op)
 	if err != nil || res.Attr.ID != 0 {
 		return res, err

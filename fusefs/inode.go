@@ -32,6 +32,7 @@ type inode struct {
 	pass  *pass           // a recall is being carried out
 	began chan struct{}   // closed when a pass begins; nil: nobody waits
 	file  *pagecache.File // while opens > 0
+	memo  *memo           // of a directory
 
 	fresh sync.Mutex // held while pages are compared and the kernel is told; over no request to the server
 

@@ -42,6 +42,7 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		return fuse.Status(syscall.ESTALE)
 	}
 	names, tenure := dir.names.Load(), s.tenure(dir)
+	changes, moves := s.changes.Load(), s.moves.Load()
 	a, err := s.lookup(ctx, h, dir, name)
 	valid := s.nameTimeout(dir, tenure)
 	if dir.names.Load() != names || dir.gone.Load() {
@@ -54,7 +55,10 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if err != nil {
 		return s.errors.status("lookup", err)
 	}
-	s.fillEntry(out, &a, valid, since)
+	ino := s.fillEntry(out, &a, valid, since)
+	if own := ino.names.Load(); s.changes.Load() == changes {
+		s.memorize(ino, &a, own, moves)
+	}
 	return fuse.OK
 }
 

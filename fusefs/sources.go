@@ -90,7 +90,7 @@ func (s *sources) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byt
 // it; they get an error at once instead of waiting for the sake of one source.
 func (s *sources) absent(node uint64) bool {
 	of, ok := s.of(node).(*fileSystem)
-	return ok && of.inodes.root.node == node && of.session.Status().State != remote.Online
+	return ok && of.inodes.root.node == node && of.session.State() != remote.Online
 }
 
 // What follows implements fuse.RawFileSystem for one node each.

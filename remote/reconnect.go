@@ -32,7 +32,7 @@ func (s *Session) keepConnected(c *conn) {
 			c.fail(errClosedHere)
 			return
 		}
-		if s.isClosed() {
+		if s.State() == Closed {
 			return
 		}
 		if s.now()-c.born >= settled {

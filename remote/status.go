@@ -69,10 +69,11 @@ func (s *Session) Status() Status {
 	return st
 }
 
-func (s *Session) isClosed() bool {
+// State is that of the connection. It never blocks.
+func (s *Session) State() State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state == Closed
+	return s.state
 }
 
 func (s *Session) setStateLocked(st State) {
