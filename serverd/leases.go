@@ -56,9 +56,9 @@ func NewLeases() *Leases { return &Leases{} }
 // begin gives leases from now on, in the grace time first if sessions from
 // before the start may have some.
 func (l *Leases) begin(j *journal.Journal, term time.Duration, drop func(proto.SessionID), log zerolog.Logger) {
+	before := j.SessionLeases() // takes the journal's lock, under which Changed takes this one
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	before := j.SessionLeases()
 	l.journal, l.term, l.drop, l.log = j, term, drop, log
 	l.out, l.waits, l.known = make(map[proto.SessionID]*outq), make(map[lease.WaitID]func([]proto.Gen)), make(map[proto.SessionID]bool)
 	for id := range before {
