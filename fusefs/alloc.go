@@ -141,6 +141,7 @@ func (s *fileSystem) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRang
 // nobody here knows.
 func (s *fileSystem) replaced(ino *inode, a *proto.Attr, upto proto.Seq, off, n uint64) {
 	mode := ino.mode.Load()
+	s.memory.forget(ino.id)
 	s.inodes.replaced(ino, a, upto, int64(off), int64(off+n))
 	if mode != a.Mode {
 		s.lostSetID(ino)

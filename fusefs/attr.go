@@ -135,11 +135,15 @@ func (s *fileSystem) attr(ctx context.Context, h *fuse.InHeader, ino *inode) (pr
 	if err := s.settled(ctx, ino); err != nil {
 		return proto.Attr{}, err
 	}
-	a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
-	if err == nil {
-		s.inodes.heard(ino, &a)
-	}
-	return a, err
+	return orKnown(ctx, s, func() (proto.Attr, bool) { return s.knownAttr(ino.id) }, func(ctx context.Context) (proto.Attr, error) {
+		r := s.remembering()
+		a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
+		if err == nil {
+			s.inodes.heard(ino, &a)
+			s.learnAttr(&a, r)
+		}
+		return a, err
+	})
 }
 
 // GetAttr implements fuse.RawFileSystem.

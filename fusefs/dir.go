@@ -50,6 +50,8 @@ type batch struct {
 	names   uint64       // the directory's count of changes before it was asked for
 	tenure  uint64       // of the directory's lease then
 	applied proto.Seq    // newest operation of ours that its attributes surely include
+	asked   remembering
+	known   bool // it is from memory
 }
 
 // after is the index of the entry that follows a cookie, -1 where the batch cannot tell.
@@ -87,6 +89,11 @@ type listing struct {
 	now  *batch
 	next chan fetched // a prefetch of what follows now, or nil
 	loop loop
+
+	// What was listed from the beginning on, to be remembered.
+	seen   []proto.DirEntry // Attr has ID and type only
+	asked  remembering      // of the first of them
+	tenure uint64           // of the directory's lease then
 }
 
 // loop notices that a server leads a listing in a circle, which would never end:
@@ -259,6 +266,7 @@ func (s *fileSystem) rest(ctx context.Context, l *listing, cookie uint64, plus b
 		}
 	}
 	l.now, l.next = b, nil
+	s.learnListing(l, b)
 	if l.loop.closed(b) {
 		return nil, status.Newf(status.BadFrame, "readdir", l.ino.id.String(), "the server's listing goes in a circle")
 	}
@@ -290,13 +298,21 @@ func (l *listing) prefetched(ctx context.Context, cookie uint64) *batch {
 	return nil
 }
 
-// fetch asks the server for a batch.
+// fetch asks the server for a batch, or gives what is known.
 func (s *fileSystem) fetch(ctx context.Context, l *listing, cookie uint64, plus bool) (*batch, error) {
-	b := &batch{from: cookie, since: s.inodes.now(), names: l.ino.names.Load(), tenure: s.tenure(l.ino), applied: s.session.Applied()}
-	rep, err := s.session.ReadDir(ctx, l.head, l.ino.id, cookie, entriesAtOnce, plus)
-	if err != nil {
-		return nil, err
-	}
-	b.entries, b.eof, b.parent = rep.Entries, rep.EOF, rep.Parent
-	return b, nil
+	return orKnown(ctx, s, func() (*batch, bool) { return s.knownListing(l, cookie) }, func(ctx context.Context) (*batch, error) {
+		b := s.newBatch(l, cookie)
+		rep, err := s.session.ReadDir(ctx, l.head, l.ino.id, cookie, entriesAtOnce, plus)
+		if err != nil {
+			return nil, err
+		}
+		b.entries, b.eof, b.parent = rep.Entries, rep.EOF, rep.Parent
+		return b, nil
+	})
+}
+
+// newBatch is a batch of which nothing is known but when it was asked for.
+func (s *fileSystem) newBatch(l *listing, cookie uint64) *batch {
+	r := s.remembering()
+	return &batch{from: cookie, since: s.inodes.now(), names: l.ino.names.Load(), tenure: s.tenure(l.ino), applied: r.applied, asked: r}
 }

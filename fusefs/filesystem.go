@@ -40,6 +40,8 @@ type fileSystem struct {
 	kill      context.CancelFunc
 	inodes    *table
 	idents    *idents
+	memory    *memory // nil without leases, or unless Options.Known
+	known     int     // the most that it remembers
 
 	// Set by the goroutine that mounts, before the first request is served.
 	kernel kernel
@@ -65,6 +67,10 @@ func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
 		inodes: newTable(tag, src.Root, src.Session.Applied, o.Inodes),
 		idents: newIdents("/proc", time.Now),
 	}
+	if s.leasing {
+		s.known = o.Known
+	}
+	s.memory = newMemory(s.known)
 	s.errors.log = o.Log
 	s.life, s.kill = context.WithCancel(context.Background())
 	s.rootAttr.remember(src.Root)
@@ -102,6 +108,7 @@ func (s *fileSystem) do(ctx context.Context, who proto.Ident, op proto.Op) (prot
 	s.mark(op)
 	defer s.mark(op)
 	res, err := s.session.Do(ctx, who, op)
+	s.session.AwaitSettled(ctx)
 	if err != nil || res.Attr.ID != 0 {
 		return res, err
 	}

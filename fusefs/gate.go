@@ -38,6 +38,7 @@ var everything = bytesRange{0, 1<<63 - 1}
 
 // recalled takes a recall: what is on its way to the kernel is not to be believed.
 func (s *fileSystem) recalled(r lease.Recall) {
+	s.memory.forget(r.ID)
 	if ino := s.inodes.known(r.ID); ino != nil {
 		ino.names.Add(1)
 		ino.noCaps.Store(0)
@@ -98,10 +99,11 @@ func (s *fileSystem) dropPages(ino *inode) {
 }
 
 // mayRead returns when bytes may be read through a file: when there is a lease,
-// or the kernel waits for the read to drop its pages. keeps: they are for its pages.
-func (s *fileSystem) mayRead(ctx context.Context, f *openFile, off, n int64, keeps bool) error {
+// or the kernel waits for the read to drop its pages, or what is known may be shown
+// although it may be stale. keeps: they are for its pages.
+func (s *fileSystem) mayRead(ctx context.Context, f *openFile, off, n int64, keeps bool) (stale bool, err error) {
 	if !s.leasing {
-		return nil
+		return false, nil
 	}
 	ino, want := f.ino, bytesRange{off, off + n}
 	if keeps {
@@ -112,7 +114,7 @@ func (s *fileSystem) mayRead(ctx context.Context, f *openFile, off, n int64, kee
 		if ino.pass != nil && ino.pass.has(want) {
 			ino.pass.late = append(ino.pass.late, want)
 			ino.mu.Unlock()
-			return nil
+			return false, nil
 		}
 		if ino.began == nil {
 			ino.began = make(chan struct{})
@@ -121,10 +123,13 @@ func (s *fileSystem) mayRead(ctx context.Context, f *openFile, off, n int64, kee
 		ino.mu.Unlock()
 		if n, _ := s.session.Tenure(ino.id); n != 0 {
 			s.renew(f, n)
-			return nil
+			return false, nil
+		}
+		if s.session.Stale() {
+			return true, nil
 		}
 		if err := s.acquire(ctx, ino, proto.ReadLease, began); err != nil {
-			return err
+			return false, err
 		}
 	}
 }

@@ -131,6 +131,7 @@ type openFile struct {
 	back *backing
 	ends *backing    // back, for what is appended
 	maps bool        // open for reading and writing: it can be mapped to be written to
+	held bool        // the session has it open
 	past bool        // writes go past the kernel's pages, which does not sync them by itself
 	tell bool        // it is open for writing: its close tells what failed
 	lost atomic.Bool // a lock that was taken through it is lost: nothing goes any more
@@ -167,23 +168,23 @@ func (s *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 		return s.errors.status("open", err)
 	}
 	who := s.idents.full(&in.InHeader)
-	upto, news := s.session.Applied(), ino.names.Load()
-	a, err := s.session.Open(ctx, s.headerOf(who), ino.id, openFlags(in.Flags))
+	news := ino.names.Load()
+	op, err := s.open(ctx, s.headerOf(who), ino.id, openFlags(in.Flags), !writes)
 	if err != nil {
 		return s.errors.status("open", err)
 	}
 	if in.Flags&syscall.O_TRUNC != 0 {
-		mode := a.Mode
-		a, err = s.truncate(ctx, who, ino, &a, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
+		mode := op.attr.Mode
+		op.attr, err = s.truncate(ctx, who, ino, &op.attr, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
 		if err != nil {
 			s.session.Release(ino.id)
 			return s.errors.status("open", err)
 		}
-		if a.Mode != mode {
+		if op.attr.Mode != mode {
 			s.lostSetID(ino)
 		}
 	}
-	if s.opened(&a, upto, news, who, in.Flags, out) {
+	if s.opened(op, news, who, in.Flags, out) {
 		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK
@@ -199,20 +200,21 @@ func (s *fileSystem) truncate(ctx context.Context, who proto.Ident, ino *inode, 
 	return s.setAttr(ctx, who, ino, op)
 }
 
-// opened makes a handle for a file that the session has opened, and reports
-// whether the pages that the kernel has of it are still good. Operations of
-// ours up to upto are in the attributes; news is the inode's count from before they were asked for.
-func (s *fileSystem) opened(a *proto.Attr, upto proto.Seq, news uint64, who proto.Ident, flags uint32, out *fuse.OpenOut) (kept bool) {
+// opened makes a handle for a file that was opened, and reports
+// whether the pages that the kernel has of it are still good. News
+// is the inode's count from before its attributes were asked for.
+func (s *fileSystem) opened(op opening, news uint64, who proto.Ident, flags uint32, out *fuse.OpenOut) (kept bool) {
+	a := &op.attr
 	ino := s.inodes.open(a.ID)
 	s.inodes.heard(ino, a)
-	f := &openFile{ino: ino, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
+	f := &openFile{ino: ino, held: op.held, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
 	f.back.lost, f.tell = &f.lost, flags&syscall.O_ACCMODE != syscall.O_RDONLY
 	ends := *f.back
 	ends.append, f.ends = true, &ends
 	if f.maps = flags&syscall.O_ACCMODE == syscall.O_RDWR; f.maps {
 		ino.stores.Add(1)
 	}
-	f.file, kept = s.openPages(f.back, *a, upto)
+	f.file, kept = s.openPages(f.back, *a, op.upto)
 	ino.opened(f.file)
 	kept = s.underLease(f, a, news) && kept
 	if f.tell || s.leasing && s.isDisputed(ino) {
@@ -244,7 +246,9 @@ func (s *fileSystem) closeFile(h *handle[*openFile]) {
 	}
 	f.ino.closed()
 	f.file.Close()
-	s.session.Release(f.ino.id)
+	if f.held {
+		s.session.Release(f.ino.id)
+	}
 	s.inodes.close(f.ino)
 }
 
@@ -265,17 +269,17 @@ func (s *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name stri
 
 // openMade opens a file that was just made, whose entry is in the reply already.
 func (s *fileSystem) openMade(ctx context.Context, in *fuse.CreateIn, id proto.FileID, out *fuse.CreateOut) error {
-	who, upto := s.idents.full(&in.InHeader), s.session.Applied()
+	who := s.idents.full(&in.InHeader)
 	var news uint64
 	if ino := s.inodes.known(id); ino != nil {
 		news = ino.names.Load()
 	}
-	a, err := s.session.Open(ctx, s.headerOf(who), id, openFlags(in.Flags))
+	op, err := s.open(ctx, s.headerOf(who), id, openFlags(in.Flags), false)
 	if err != nil {
 		s.inodes.forget(out.NodeId, 1) // the kernel gets an error, and no inode
 		return err
 	}
-	s.opened(&a, upto, news, who, in.Flags, &out.OpenOut)
+	s.opened(op, news, who, in.Flags, &out.OpenOut)
 	return nil
 }
 
@@ -291,14 +295,7 @@ func (s *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fu
 	}
 	ctx := s.read(cancel, &in.InHeader)
 	defer ctx.end()
-	var view *pagecache.View
-	err := intact(&h.it.lost)
-	if err == nil {
-		err = s.mayRead(ctx, h.it, int64(in.Offset), int64(in.Size), in.ReadFlags&fuse.READ_LOCKOWNER == 0)
-	}
-	if err == nil {
-		view, err = h.it.file.Read(ctx, h.it.back, int64(in.Offset), int(in.Size))
-	}
+	view, err := s.readPages(ctx, h.it, int64(in.Offset), int(in.Size), in.ReadFlags&fuse.READ_LOCKOWNER == 0)
 	if err != nil {
 		h.give()
 		return nil, s.errors.status("read", err)
@@ -309,6 +306,25 @@ func (s *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fu
 		return fuse.ReadResultData(nil), fuse.OK
 	}
 	return &readResult{view, h}, fuse.OK
+}
+
+// readPages reads when that may be. keeps: it is for the kernel's pages. What it finds is not both from
+// before and from after a time without the server.
+func (s *fileSystem) readPages(ctx context.Context, f *openFile, off int64, n int, keeps bool) (*pagecache.View, error) {
+	for {
+		if err := intact(&f.lost); err != nil {
+			return nil, err
+		}
+		stale, err := s.mayRead(ctx, f, off, int64(n), keeps)
+		if err != nil {
+			return nil, err
+		}
+		view, err := f.file.Read(ctx, f.back, off, n)
+		if err != nil || !stale || s.session.Stale() {
+			return view, err
+		}
+		view.Release()
+	}
 }
 
 // readResult hands pages to go-fuse, which writes them to the kernel and calls Done.

@@ -5,7 +5,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/proto"
 )
 
@@ -26,6 +25,7 @@ type memo struct {
 // marked by changeNames; here are those of which it may alter other attributes.
 func (s *fileSystem) mark(op proto.Op) {
 	s.changes.Add(1)
+	s.forgetFor(op)
 	id := proto.FileID(0)
 	switch op := op.(type) {
 	case *proto.SetAttr:
@@ -70,29 +70,21 @@ func (s *fileSystem) memorized(ino *inode) (proto.Attr, bool) {
 
 // dirAttr asks for the attributes of a directory, or gives what is remembered of it.
 func (s *fileSystem) dirAttr(ctx context.Context, h *fuse.InHeader, ino *inode) (proto.Attr, error) {
-	if a, ok := s.memorized(ino); ok {
-		if s.session.State() != remote.Online {
-			return a, nil
-		}
-		brief, cancel := context.WithTimeout(ctx, patience)
-		a, err := s.askDir(brief, h, ino)
-		cancel()
-		if err == nil || !silence(err) || ctx.Err() != nil {
-			return a, err
-		}
+	return orKnown(ctx, s, func() (proto.Attr, bool) {
 		if a, ok := s.memorized(ino); ok {
-			return a, nil
+			return a, true
 		}
-	}
-	return s.askDir(ctx, h, ino)
+		return s.knownAttr(ino.id)
+	}, func(ctx context.Context) (proto.Attr, error) { return s.askDir(ctx, h, ino) })
 }
 
 func (s *fileSystem) askDir(ctx context.Context, h *fuse.InHeader, ino *inode) (proto.Attr, error) {
-	own, moves := ino.names.Load(), s.moves.Load()
+	own, moves, r := ino.names.Load(), s.moves.Load(), s.remembering()
 	a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
 	if err == nil {
 		s.inodes.heard(ino, &a)
 		s.memorize(ino, &a, own, moves)
+		s.learnAttr(&a, r)
 	}
 	return a, err
 }

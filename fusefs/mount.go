@@ -252,12 +252,15 @@ func (m *Mounted) Failed(source int, id proto.FileID, _ proto.Seq, _ error) {
 func (m *Mounted) Written(source int, id proto.FileID, change proto.LSN) {
 	s := m.fs[source]
 	s.cache.Written(s.key(id), change)
+	s.memory.wrote(id, change)
 }
 
 // Stats of a mount.
 type Stats struct {
 	Inodes   int   // that are held: see Options.Inodes
 	Budget   int   // how many may be, those aside that are open or have writes on their way
+	Known    int   // files and names that are remembered
+	Knowable int   // how many may be: see Options.Known
 	Files    int   // open files
 	Dirs     int   // open directories
 	Notified int64 // changes by others that the kernel was told
@@ -270,6 +273,8 @@ func (m *Mounted) Stats() Stats {
 	for _, s := range m.fs {
 		st.Inodes += s.inodes.len()
 		st.Budget += s.inodes.most * shards
+		st.Known += s.memory.used()
+		st.Knowable += s.known
 		st.Files += s.files.len()
 		st.Dirs += s.dirs.len()
 		st.Notified += s.notified.Load()

@@ -43,7 +43,7 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	}
 	names, tenure := dir.names.Load(), s.tenure(dir)
 	changes, moves := s.changes.Load(), s.moves.Load()
-	a, err := s.lookup(ctx, h, dir, name)
+	a, err := s.find(ctx, h, dir, name, tenure)
 	valid := s.nameTimeout(dir, tenure)
 	if dir.names.Load() != names || dir.gone.Load() {
 		valid = 0 // the answer may be the one from before
@@ -72,6 +72,26 @@ func (s *fileSystem) given(a *proto.Attr) error {
 		return status.New(status.Stale, "lookup", "")
 	}
 	return nil
+}
+
+// find asks for a name, or gives what is known of it. tenure is the directory's.
+func (s *fileSystem) find(ctx context.Context, h *fuse.InHeader, dir *inode, name string, tenure uint64) (proto.Attr, error) {
+	a, err := orKnown(ctx, s, func() (proto.Attr, bool) { return s.knownName(dir.id, name) }, func(ctx context.Context) (proto.Attr, error) {
+		r := s.remembering()
+		a, err := s.lookup(ctx, h, dir, name)
+		switch {
+		case err == nil:
+			s.learnAttr(&a, r)
+			s.learnName(dir, name, a.ID, tenure, r)
+		case status.Of(err) == status.NotFound:
+			s.learnName(dir, name, 0, tenure, r)
+		}
+		return a, err
+	})
+	if err == nil && a.ID == 0 {
+		err = status.New(status.NotFound, "lookup", name)
+	}
+	return a, err
 }
 
 // lookup asks for a name. If writes of ours to the file may be missing in the
@@ -111,9 +131,14 @@ func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make,
 	dir := s.inodes.find(h.NodeId)
 	tenure := s.tenure(dir)
 	op.Dir = dir.id
+	before, names := s.remembering(), dir.names.Load()
 	res, err := s.changeNames(ctx, h, op, dir)
 	if err != nil {
 		return proto.Attr{}, err
+	}
+	s.learnAttr(&res.Attr, before)
+	if after := s.remembering(); dir.names.Load() == names+2 { // nothing else has happened in it meanwhile
+		s.learnName(dir, op.Name, res.Attr.ID, tenure, after)
 	}
 	if err := s.given(&res.Attr); err != nil {
 		return proto.Attr{}, err

@@ -186,6 +186,7 @@ const maxDrops = 64
 func (s *fileSystem) tellAll() {
 	upTo := s.session.Resets()
 	s.cache.Reset(s.tag)
+	s.memory.reset()
 	s.inodes.forgotten()
 	s.kernel.epoch()
 	var paged []*inode

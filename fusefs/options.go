@@ -49,6 +49,10 @@ type Options struct {
 
 	Inodes int // of a source that are held, those aside that are open or have writes on their way; 0: 65536
 
+	// Known is how many files and names of a source are remembered, for reads while
+	// its server is silent: see remote.Options.Stale. 0: none.
+	Known int
+
 	Log zerolog.Logger
 }
 

@@ -108,7 +108,7 @@ func (r *remembered[T]) get(ctx context.Context, session *remote.Session, ask fu
 	r.mu.Lock()
 	last, age := r.last, time.Since(r.at)
 	r.mu.Unlock()
-	if age < r.fresh || session.State() != remote.Online {
+	if age < r.fresh || session.Quiet(patience) {
 		return last, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"syscall"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"cagefs.dev/cage/remote/proto"
@@ -19,7 +21,7 @@ func (s *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 	if name == capability && s.now() < ino.noCaps.Load() {
 		return 0, fuse.ENODATA
 	}
-	value, err := s.session.GetXattr(ctx, s.header(h), ino.id, name)
+	value, err := s.xattr(ctx, s.header(h), ino.id, name)
 	if name == capability && status.Of(err) == status.NoAttr {
 		ino.noCaps.Store(s.now() + int64(s.attrValid))
 	}
@@ -33,6 +35,9 @@ func (s *fileSystem) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name str
 func (s *fileSystem) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	ctx := s.read(cancel, h)
 	defer ctx.end()
+	if s.session.Stale() { // as in xattr
+		return 0, fuse.Status(syscall.ETIMEDOUT)
+	}
 	names, err := s.session.ListXattr(ctx, s.header(h), s.inodes.find(h.NodeId).id)
 	if err != nil {
 		return 0, s.errors.status("listxattr", err)

@@ -100,7 +100,7 @@ func (s *Session) undelivered(reason error) error {
 		return nil
 	}
 	code, why := status.Of(reason), ""
-	if st.State == Reconnecting {
+	if s.State() == Reconnecting {
 		why = ": " + st.LastError
 		if code != status.WrongKey {
 			code = status.Unreachable

@@ -345,7 +345,7 @@ func (c *conn) receive(h wire.Header, payload []byte) error {
 		return c.confused(h, "a reply to nothing that was asked")
 	}
 	delete(c.pending, h.ID)
-	c.s.leases.Answered(r.sent, boottime.Now())
+	c.s.heardLocked(r.sent)
 	var rep wire.ChangeRep
 	var err error
 	switch {

@@ -192,8 +192,11 @@ func (s *Session) looked(m *wire.Peek) {
 // resetLocked tells the session's owner that nothing known is to be relied on.
 func (s *Session) resetLocked() {
 	s.resets++
+	s.stale = false
 	if s.o.Reset == nil {
 		s.settled = s.resets
+	} else if s.settling == nil {
+		s.settling = make(chan struct{})
 	}
 	s.upcalls.reset()
 }
@@ -211,12 +214,16 @@ func (s *Session) Settled(upTo uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.settled = max(s.settled, upTo)
+	if s.settled == s.resets && s.settling != nil {
+		close(s.settling)
+		s.settling = nil
+	}
 	s.sendSettledLocked()
 }
 
 // sendSettledLocked tells the server, if it is so.
 func (s *Session) sendSettledLocked() {
-	if !s.over && s.settled == s.resets {
+	if !s.over && !s.stale && s.settled == s.resets {
 		s.urgentLocked(wire.OpSettled, &wire.SettledReq{Seq: s.log.WireLast()})
 	}
 }
@@ -234,10 +241,7 @@ func (s *Session) keepLeases() {
 		}
 		now := boottime.Now()
 		s.mu.Lock()
-		if s.leases.Expire(now) {
-			s.o.Log.Info().Msg("the leases are over: the server has not been heard for their term")
-			s.resetLocked()
-		}
+		s.expireLocked(now)
 		if s.main != nil {
 			for _, r := range s.leases.Idle(now-idleWrites, maxIdle) {
 				if s.leases.Recalled(r) {

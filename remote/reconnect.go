@@ -78,6 +78,14 @@ func (s *Session) rest(pause time.Duration) bool {
 	}
 }
 
+// askForServer says that somebody waits for a server that is gone.
+func (s *Session) askForServer() {
+	select {
+	case s.asked <- struct{}{}:
+	default:
+	}
+}
+
 // tryConnect connects once and resumes the session; nil if that failed.
 func (s *Session) tryConnect() *conn {
 	ctx, cancel := context.WithTimeout(s.ctx, connectTimeout)
@@ -114,7 +122,7 @@ func (s *Session) tryConnect() *conn {
 	if rep.Resumed {
 		s.resumes++
 		s.lostLocksLocked(req.Locks, rep.LostLocks, rep.Applied)
-		s.leases.Answered(began, boottime.Now())
+		s.heardLocked(began)
 	} else if s.o.Export != "" { // a client that only lists exports has no session
 		s.leases.Drop(rep.Void)
 		s.leases.Answered(began, boottime.Now())

@@ -68,6 +68,9 @@ type Options struct {
 	// goroutine. nil: nothing is to be forgotten.
 	Leases   bool
 	Recalled func(lease.Recall)
+	// Stale is for how long since the server was last heard what was known under
+	// leases may be shown when they are over. 0: not at all.
+	Stale time.Duration
 
 	secure func(net.Conn) *tls.Conn // the client's side of TLS; nil: Keys.Client
 }
@@ -130,8 +133,10 @@ type Session struct {
 	opens    map[proto.FileID]*open
 	locks    locks
 	leases   *lease.Table
-	resets   uint64 // how often the owner was told that nothing is to be relied on
-	settled  uint64 // of these, how many it has done what is to be done
+	resets   uint64        // how often the owner was told that nothing is to be relied on
+	settled  uint64        // of these, how many it has done what is to be done
+	settling chan struct{} // closed when it has done all; nil: it has
+	stale    bool          // the leases are over, and the reset is put off: see Options.Stale
 }
 
 func newSession(o Options, rep wire.HelloRep) *Session {
@@ -188,10 +193,7 @@ func await[T any](ctx context.Context, s *Session, ch <-chan T, began time.Durat
 	var timer *time.Timer
 	var expired <-chan time.Time
 	if s.lost.Load() != 0 {
-		select {
-		case s.asked <- struct{}{}:
-		default:
-		}
+		s.askForServer()
 	}
 	if s.o.Patience > 0 {
 		timer = time.NewTimer(s.patienceLeft(began))
@@ -235,7 +237,7 @@ func (s *Session) patienceLeft(began time.Duration) time.Duration {
 // timeout is the error of a call that has waited long enough.
 func (s *Session) timeout(op, object string) error {
 	st := s.Status()
-	if st.State == Reconnecting && st.LastError != "" {
+	if s.State() == Reconnecting && st.LastError != "" {
 		return status.Newf(status.Timeout, op, object, "no answer from %s for %v: %s", s.o.Addr, s.o.Patience, st.LastError)
 	}
 	return status.Newf(status.Timeout, op, object, "no answer from %s for %v", s.o.Addr, s.o.Patience)

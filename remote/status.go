@@ -13,6 +13,7 @@ type State int
 const (
 	Online State = iota
 	Reconnecting
+	Stale // the leases are over and reads are answered from what was known; or that is being compared with the server's
 	Closed
 )
 
@@ -23,6 +24,8 @@ func (st State) String() string {
 		return "online"
 	case Reconnecting:
 		return "reconnecting"
+	case Stale:
+		return "stale"
 	default:
 		return "closed"
 	}
@@ -58,6 +61,9 @@ func (s *Session) Status() Status {
 	}
 	if s.state == Reconnecting {
 		st.LastError = s.connErr
+	}
+	if s.stale || s.o.Stale > 0 && s.state == Online && s.settled < s.resets {
+		st.State = Stale
 	}
 	st.Unapplied, st.Bytes = s.log.Unanswered()
 	st.Leases, st.Writing = s.leases.Count()

@@ -79,6 +79,8 @@ func TestOptions(t *testing.T) {
 		{"soft", []string{"-o", "soft=5s"}, with(func(o *options) { o.soft = 5 * time.Second }), ""},
 		{"hard", []string{"-o", "hard"}, with(func(o *options) { o.soft, o.hard = 0, true }), ""},
 		{"debug", []string{"-d"}, with(func(o *options) { o.debug, o.foreground, o.logLevel = true, true, "debug" }), ""},
+		{"stale", []string{"-o", "stale=1h"}, with(func(o *options) { o.stale = time.Hour }), ""},
+		{"stale and negative", []string{"--stale=-1s"}, options{}, "must not be negative"},
 		{"several -o", []string{"-o", "ro", "-o", "soft=1m,"}, with(func(o *options) { o.readOnly, o.soft = true, time.Minute }), ""},
 		{"hard and soft", []string{"--hard", "-o", "soft=5s"}, options{}, "soft and hard exclude each other"},
 		{"no time", []string{"-o", "soft=never"}, options{}, `-o soft: no value for it: "never"`},

@@ -102,10 +102,17 @@ func start(ctx context.Context, m *spec, log zerolog.Logger) (*daemon, error) {
 	return d, nil
 }
 
+// maxKnown is how many files and names of each source are remembered for reads while its
+// server is gone: a quarter of the working memory.
+const maxKnown = 1 << 17
+
 // attach puts the mount into the tree.
 func (d *daemon) attach() error {
 	o := fusefs.Options{
 		Cache: d.cache, Device: d.spec.device(), AllowOther: d.spec.opts.allowOther, ACL: d.spec.opts.acl, Debug: d.spec.opts.debug, Log: d.log,
+	}
+	if d.spec.opts.stale > 0 {
+		o.Known = maxKnown
 	}
 	for _, s := range d.sources {
 		o.Sources = append(o.Sources, fusefs.Source{

@@ -93,6 +93,7 @@ func (d *daemon) Stats() control.Stats {
 	if m := d.mount.Load(); m != nil {
 		held := m.Stats()
 		st.Inodes, st.InodeBudget = int64(held.Inodes), int64(held.Budget)
+		st.Known, st.KnownBudget = int64(held.Known), int64(held.Knowable)
 	}
 	for _, s := range d.sources {
 		of := control.SourceStats{Name: s.Name, Dirty: s.session.Status().Bytes}

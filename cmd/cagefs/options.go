@@ -23,6 +23,7 @@ type options struct {
 	acl        bool
 	soft       time.Duration
 	hard       bool
+	stale      time.Duration
 	cacheSize  cli.Size
 	pageSize   cli.Size
 	pages      int64 // 0: as many as cacheSize holds
@@ -46,12 +47,13 @@ const maxMemory = 1 << 50
 func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
 	fs.BoolVarP(&o.debug, "debug", "d", false, "foreground, with a log of all that happens")
-	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, acl, soft=TIME, hard, cache_size=SIZE, page_size=SIZE, pages=N, cache_policy=NAME, dirty_size=SIZE, as -o a,b=c")
+	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, acl, soft=TIME, hard, stale=TIME, cache_size=SIZE, page_size=SIZE, pages=N, cache_policy=NAME, dirty_size=SIZE, as -o a,b=c")
 	fs.BoolVar(&o.readOnly, "read-only", false, "refuse changes")
 	fs.BoolVar(&o.allowOther, "allow-other", false, "let other users in (root's mounts do)")
 	fs.BoolVar(&o.acl, "acl", false, "let the kernel check access control lists as well (the server always does)")
 	fs.DurationVar(&o.soft, "soft", 30*time.Second, "wait so long for a server that is gone, then fail with an error")
 	fs.BoolVar(&o.hard, "hard", false, "wait for ever; waiting processes can be killed")
+	fs.DurationVar(&o.stale, "stale", 0, "while the server is gone, answer reads from what is known for so long since it was last heard; not coherent")
 	o.cacheSize, o.pageSize, o.dirtySize = 256<<20, 128<<10, remote.DefaultBudget
 	fs.Var(&o.cacheSize, "cache-size", "memory for pages")
 	fs.Var(&o.pageSize, "page-size", "size of a page: 4KiB to 4MiB, a power of two")
@@ -64,7 +66,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 
 // settable are the flags that -o may set, under their names there; "-" and "_"
 // are equal. ro is the usual name of read-only.
-var settable = []string{"read-only", "allow-other", "acl", "soft", "hard", "cache-size", "page-size", "pages", "cache-policy", "dirty-size", "log-file", "log-level", "debug"}
+var settable = []string{"read-only", "allow-other", "acl", "soft", "hard", "stale", "cache-size", "page-size", "pages", "cache-policy", "dirty-size", "log-file", "log-level", "debug"}
 
 // ignored are options of mount(8) and fstab that say nothing to a mount of Cage,
 // or what it does anyway.
@@ -87,6 +89,8 @@ func (o *options) finish(fs *pflag.FlagSet) error {
 		return cli.Usage("soft and hard exclude each other")
 	case o.soft <= 0:
 		return cli.Usage("--soft %v: the time must be positive", o.soft)
+	case o.stale < 0:
+		return cli.Usage("--stale %v: the time must not be negative", o.stale)
 	case o.pageSize < minPage || o.pageSize > maxPage || bits.OnesCount64(uint64(o.pageSize)) != 1:
 		return cli.Usage("--page-size %s: not a power of two from 4KiB to 4MiB", o.pageSize.Short())
 	case fs.Changed("pages") && fs.Changed("cache-size"):

@@ -78,6 +78,7 @@ func (d *daemon) sessionOptions(i int, keys *auth.Keyring) remote.Options {
 		Addr: s.Addr(), Export: export, ReadOnly: o.readOnly,
 		Keys: keys, Software: cli.Software("cagefs"), Patience: o.soft, Budget: int64(o.dirtySize), DataPort: true, Log: d.log,
 		Leases:   true,
+		Stale:    o.stale,
 		Recalled: func(r lease.Recall) { tell(func(m *fusefs.Mounted) { m.Recalled(i, r) }) }, // else it comes again
 		Reset:    func() { tell(func(m *fusefs.Mounted) { m.Reset(i) }) },
 		Written: func(id proto.FileID, change proto.LSN) {

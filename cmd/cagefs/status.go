@@ -121,6 +121,9 @@ func printStats(w io.Writer, s control.Stats) error {
 	fmt.Fprintf(&b, "pages   %d of up to %s, %s of %s, of %d files\nreads   %d hits, %d misses, %d read ahead\nevicted %d, policy %s\n",
 		s.Pages, size(s.PageSize), size(s.Bytes), size(s.Budget), s.Files, s.Hits, s.Misses, s.ReadAheads, s.Evictions, s.Policy)
 	fmt.Fprintf(&b, "inodes  %d of %d\n", s.Inodes, s.InodeBudget)
+	if s.KnownBudget > 0 {
+		fmt.Fprintf(&b, "known   %d files and names of %d\n", s.Known, s.KnownBudget)
+	}
 	for _, src := range s.Sources {
 		to := ""
 		if src.Name != "" {

@@ -73,6 +73,9 @@ func (t *Table) Answered(sent, now time.Duration) {
 // Until is when the leases end, if nothing more is answered.
 func (t *Table) Until() time.Duration { return t.until }
 
+// Heard is when the last answered request was sent.
+func (t *Table) Heard() time.Duration { return t.until - (t.term - t.term/Margin) }
+
 // Granted notes a lease that came with a reply. It reports whether the lease is
 // held; one that is not was recalled before it came, or is not the newest. back: the
 // server takes it for held nevertheless, and is to be told with a return.

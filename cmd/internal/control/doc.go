@@ -61,7 +61,7 @@ type Source struct {
 	Addr      string    `json:"addr"`
 	At        proto.LSN `json:"at"` // the moment that is shown, 0 for now
 	ReadOnly  bool      `json:"read_only"`
-	State     string    `json:"state"`     // online, reconnecting, closed
+	State     string    `json:"state"`     // online, reconnecting, stale, closed
 	Since     time.Time `json:"since"`     // of the state
 	SilentMS  int64     `json:"silent_ms"` // for how long the server, asked for something, has said nothing at all
 	LastError string    `json:"last_error"`
@@ -88,6 +88,8 @@ type Stats struct {
 	Files       int64         `json:"files"`
 	Inodes      int64         `json:"inodes"`       // that are held; the kernel may know more
 	InodeBudget int64         `json:"inode_budget"` // for them, those aside that are open or have writes on their way
+	Known       int64         `json:"known"`        // files and names that are remembered, with the option stale
+	KnownBudget int64         `json:"known_budget"` // for them
 	Dirty       int64         `json:"dirty_bytes"`  // of writes that are not applied, of all sources
 	DirtyBudget int64         `json:"dirty_budget"` // for them, of each source
 	MemoryLimit int64         `json:"memory_limit"` // that the process keeps to as long as it can
