@@ -172,7 +172,7 @@ func (s *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *f
 			return false
 		}
 		if a != nil && s.believable(dir, b, a) {
-			s.fillEntry(entry, a, s.nameTimeout(dir, b.tenure), b.since)
+			s.fillEntry(entry, a, s.nameTimeout(dir, b.tenure), b.since).seen(dir.id, e.Name)
 		}
 		return true
 	})

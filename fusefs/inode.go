@@ -51,6 +51,7 @@ type inode struct {
 	tenure   atomic.Uint64 // of the lease under which its cached pages are; see remote.Session.Tenure
 	mapped   atomic.Bool   // stores through a mapping were written that others were not asked about
 	noCaps   atomic.Int64  // fileSystem.now until which it is known to have no security.capability
+	place    atomic.Pointer[place]
 }
 
 // raise makes v at least n.

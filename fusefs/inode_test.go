@@ -210,3 +210,20 @@ func TestNamesOfADroppedDirectory(t *testing.T) {
 	tab.named(dir)
 	require.NotEqual(t, names, again.names.Load())
 }
+
+// A path is told as it was last known, and not at all where a part of it is not known.
+func TestPaths(t *testing.T) {
+	tab := newTable(0, proto.Attr{ID: 100, Mode: proto.ModeDir}, func() proto.Seq { return 0 }, maxInodes)
+	for _, p := range []struct {
+		id, dir proto.FileID
+		name    string
+	}{{101, 100, "dir"}, {102, 101, "file"}, {103, 104, "elsewhere"}, {105, 106, "a"}, {106, 105, "circle"}} {
+		tab.remember(&proto.Attr{ID: p.id}).seen(p.dir, p.name)
+	}
+	tab.remember(&proto.Attr{ID: 107})
+	for id, want := range map[proto.FileID]string{100: "", 101: "dir", 102: "dir/file", 103: "", 105: "", 107: "", 108: ""} {
+		require.Equal(t, want, tab.path(id), id)
+	}
+	tab.known(102).seen(100, "moved")
+	require.Equal(t, "moved", tab.path(102))
+}

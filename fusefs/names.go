@@ -56,6 +56,7 @@ func (s *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		return s.errors.status("lookup", err)
 	}
 	ino := s.fillEntry(out, &a, valid, since)
+	ino.seen(dir.id, name)
 	if own := ino.names.Load(); s.changes.Load() == changes {
 		s.memorize(ino, &a, own, moves)
 	}
@@ -144,6 +145,7 @@ func (s *fileSystem) make(ctx context.Context, h *fuse.InHeader, op *proto.Make,
 		return proto.Attr{}, err
 	}
 	ino := s.fillEntry(out, &res.Attr, s.nameTimeout(dir, tenure), since)
+	ino.seen(dir.id, op.Name)
 	ino.noCaps.Store(s.now() + int64(s.attrValid)) // just made: it has none
 	return res.Attr, nil
 }
@@ -196,7 +198,7 @@ func (s *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 		return s.errors.status("link", err)
 	}
 	s.inodes.own(ino, &res.Attr, upto)
-	s.fillEntry(out, &res.Attr, s.nameTimeout(dir, tenure), since)
+	s.fillEntry(out, &res.Attr, s.nameTimeout(dir, tenure), since).seen(dir.id, name)
 	return fuse.OK
 }
 
@@ -227,6 +229,9 @@ func (s *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, new
 	}
 	from, to := s.inodes.find(in.NodeId), s.inodes.find(in.Newdir)
 	op := &proto.Rename{Dir: from.id, Name: name, NewDir: to.id, NewName: newName, Flags: in.Flags}
-	_, err := s.changeNames(ctx, &in.InHeader, op, from, to)
+	res, err := s.changeNames(ctx, &in.InHeader, op, from, to)
+	if ino := s.inodes.known(res.ID); err == nil && ino != nil {
+		ino.seen(to.id, newName)
+	}
 	return s.errors.status("rename", err)
 }

@@ -3,6 +3,7 @@ package remote
 import (
 	"time"
 
+	"cagefs.dev/cage/remote/oplog"
 	"cagefs.dev/cage/remote/proto"
 )
 
@@ -73,6 +74,13 @@ func (s *Session) Status() Status {
 		}
 	}
 	return st
+}
+
+// Owing are the files of which the server has not everything that was accepted. It never blocks.
+func (s *Session) Owing() []oplog.Owed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Owing()
 }
 
 // State is that of the connection. It never blocks.

@@ -160,6 +160,10 @@ func TestPrintStatus(t *testing.T) {
 	src := control.Source{
 		Source: "h:/d", Addr: "h:7400", State: "reconnecting", Since: since,
 		Unapplied: 3, Bytes: 3 << 19, DataConns: 2, Resumes: 1, LastError: "connection refused",
+		Owed: []control.Owed{
+			{Path: "dir/file", FID: 7, Bytes: 1 << 20}, {FID: 8, Bytes: 1 << 10}, {Path: "\ufffd", PathB64: []byte("\xff"), FID: 9, Bytes: 1},
+		},
+		MoreOwed: 2,
 	}
 	s := control.Status{Mountpoint: "/mnt", Source: src, Mounted: since, Software: "cagefs 0.1", PID: 7, Sources: []control.Source{src}}
 	var b bytes.Buffer
@@ -168,11 +172,19 @@ func TestPrintStatus(t *testing.T) {
 server       h:7400, reconnecting since 2026-11-21 14:02:03, 2 data connections, resumed 1 times
 leases       0, 0 of them for writing
 everything is on the server: no: 3 changes, 1.5MiB of data
+  1MiB of dir/file
+  1KiB of fid 8
+  1B of "\xff"
+  and of 2 more
 process      7, cagefs 0.1, mounted 2026-11-21 14:02:03
 last error   connection refused
 `, b.String())
 
-	src.Name = "a"
+	require.Equal(t, ` of dir/file, fid 8, "\xff" and 2 more files`, ofFiles(src))
+	require.Equal(t, " of dir/file", ofFiles(control.Source{Owed: src.Owed[:1]}))
+	require.Empty(t, ofFiles(control.Source{}), "changes without data")
+
+	src.Name, src.Owed, src.MoreOwed = "a", nil, 0
 	other := control.Source{Name: "b", Source: "i:/e", Addr: "i:7400", State: "online", Since: since, SilentMS: 6789, At: 9, ReadOnly: true, Delivered: true, Leases: 12, Writing: 3}
 	s.Sources = []control.Source{src, other}
 	b.Reset()
@@ -219,9 +231,9 @@ func TestMemoryFollowsTheBudgets(t *testing.T) {
 
 func TestSourcesTogether(t *testing.T) {
 	now := time.Now()
-	a := control.Source{Name: "a", State: "online", Since: now, LastError: "old", ReadOnly: true, Unapplied: 1, Bytes: 2, DataConns: 3, Resumes: 4}
-	b := control.Source{Name: "b", State: "reconnecting", Since: now.Add(1), LastError: "refused", Unapplied: 10, Bytes: 20, DataConns: 30, Resumes: 40}
-	require.Equal(t, control.Source{State: "reconnecting", Since: now.Add(1), LastError: "refused", Unapplied: 11, Bytes: 22, DataConns: 33, Resumes: 44},
+	a := control.Source{Name: "a", State: "online", Since: now, LastError: "old", ReadOnly: true, Unapplied: 1, Bytes: 2, DataConns: 3, Resumes: 4, Owed: make([]control.Owed, 7), MoreOwed: 1}
+	b := control.Source{Name: "b", State: "reconnecting", Since: now.Add(1), LastError: "refused", Unapplied: 10, Bytes: 20, DataConns: 30, Resumes: 40, Owed: make([]control.Owed, 5)}
+	require.Equal(t, control.Source{State: "reconnecting", Since: now.Add(1), LastError: "refused", Unapplied: 11, Bytes: 22, DataConns: 33, Resumes: 44, Owed: make([]control.Owed, control.MaxOwed), MoreOwed: 3},
 		together([]control.Source{a, b}))
 	require.Equal(t, a, together([]control.Source{a}))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"strings"
 	"sync/atomic"
 
@@ -48,12 +49,35 @@ func (d *daemon) Status() control.Status {
 	st := control.Status{
 		Mountpoint: d.spec.mountpoint, Software: cli.Software("cagefs"), PID: os.Getpid(), Mounted: d.mounted,
 	}
-	for _, s := range d.sources {
-		st.Sources = append(st.Sources, s.status())
+	for i, s := range d.sources {
+		src := s.status()
+		src.Owed, src.MoreOwed = d.owed(i, s)
+		st.Sources = append(st.Sources, src)
 	}
 	st.Source = together(st.Sources)
 	st.Source.Source = d.spec.device()
 	return st
+}
+
+// owed names files of a source of which the server has not everything, and says of how many more that is true.
+func (d *daemon) owed(i int, s *source) (out []control.Owed, more int) {
+	files := s.session.Owing()
+	if len(files) > control.MaxOwed {
+		files, more = files[:control.MaxOwed], len(files)-control.MaxOwed
+	}
+	m := d.mount.Load()
+	for _, f := range files {
+		o := control.Owed{FID: f.ID, Bytes: f.Bytes}
+		if m != nil {
+			o.Path = m.Path(i, f.ID)
+		}
+		if o.Path != "" {
+			o.Path = path.Join(s.Name, o.Path)
+			o.PathB64 = cli.Exact(o.Path)
+		}
+		out = append(out, o)
+	}
+	return out, more
 }
 
 // together is several sources as one: see control.Status.
@@ -72,6 +96,9 @@ func together(all []control.Source) control.Source {
 		sum.SilentMS = max(sum.SilentMS, s.SilentMS)
 		sum.Unapplied += s.Unapplied
 		sum.Bytes += s.Bytes
+		named := min(len(s.Owed), control.MaxOwed-len(sum.Owed))
+		sum.Owed = append(sum.Owed, s.Owed[:named]...)
+		sum.MoreOwed += s.MoreOwed + len(s.Owed) - named
 		sum.Leases += s.Leases
 		sum.Writing += s.Writing
 		sum.DataConns += s.DataConns

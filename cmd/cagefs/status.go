@@ -86,11 +86,29 @@ func printSource(w io.Writer, indent string, s control.Source, process string) {
 	if d := time.Duration(s.SilentMS) * time.Millisecond; d >= noticeable {
 		silent = fmt.Sprintf(", no answer for %v", d.Truncate(time.Second))
 	}
-	fmt.Fprintf(w, "%sserver       %s, %s since %s%s, %d data connections, resumed %d times\n%sleases       %d, %d of them for writing\n%severything is on the server: %s\n%s",
-		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), silent, s.DataConns, s.Resumes, indent, s.Leases, s.Writing, indent, delivered, process)
+	fmt.Fprintf(w, "%sserver       %s, %s since %s%s, %d data connections, resumed %d times\n%sleases       %d, %d of them for writing\n%severything is on the server: %s\n",
+		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), silent, s.DataConns, s.Resumes, indent, s.Leases, s.Writing, indent, delivered)
+	for _, o := range s.Owed {
+		fmt.Fprintf(w, "%s  %s of %s\n", indent, cli.Size(o.Bytes).Short(), owedName(o))
+	}
+	if s.MoreOwed > 0 {
+		fmt.Fprintf(w, "%s  and of %d more\n", indent, s.MoreOwed)
+	}
+	fmt.Fprint(w, process)
 	if s.LastError != "" {
 		fmt.Fprintf(w, "%slast error   %s\n", indent, cli.Printable(s.LastError))
 	}
+}
+
+// owedName is a file for people.
+func owedName(o control.Owed) string {
+	switch {
+	case o.Path == "":
+		return o.FID.String()
+	case o.PathB64 != nil:
+		return cli.Printable(string(o.PathB64))
+	}
+	return cli.Printable(o.Path)
 }
 
 func newStats() *cli.Command {

@@ -140,9 +140,28 @@ func owing(ctx context.Context, m control.Mount) string {
 		if s.Unapplied == 1 {
 			changes = "change"
 		}
-		return fmt.Sprintf("%d %s, %d bytes of data", s.Unapplied, changes, s.Bytes)
+		return fmt.Sprintf("%d %s, %d bytes of data%s", s.Unapplied, changes, s.Bytes, ofFiles(s.Source))
 	}
 	return ""
+}
+
+// ofFiles names the files whose data are not delivered, "" if there are none.
+func ofFiles(s control.Source) string {
+	var names []string
+	for _, o := range s.Owed {
+		names = append(names, owedName(o))
+	}
+	if s.MoreOwed > 0 {
+		names = append(names, fmt.Sprintf("%d more files", s.MoreOwed))
+	}
+	switch last := len(names) - 1; last {
+	case -1:
+		return ""
+	case 0:
+		return " of " + names[0]
+	default:
+		return " of " + strings.Join(names[:last], ", ") + " and " + names[last]
+	}
 }
 
 // end makes a mount's process end: it detaches the mount and says goodbye to its

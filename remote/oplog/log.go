@@ -331,6 +331,32 @@ func (l *Log) Undelivered() (out []Entry) {
 	return out
 }
 
+// Owed is what of a file's new data has no outcome.
+type Owed struct {
+	ID    proto.FileID
+	Bytes int64
+}
+
+// Owing are the files of the writes that were acknowledged and have no outcome, in the order of their first ones.
+func (l *Log) Owing() (out []Owed) {
+	at := map[proto.FileID]int{}
+	for i := range l.entries {
+		e := &l.entries[i]
+		w, ok := e.op.(*proto.Write)
+		if !ok || !e.logged || len(w.Data) == 0 {
+			continue
+		}
+		n, ok := at[w.ID]
+		if !ok {
+			n = len(out)
+			at[w.ID] = n
+			out = append(out, Owed{ID: w.ID})
+		}
+		out[n].Bytes += int64(len(w.Data))
+	}
+	return out
+}
+
 // Last is the newest number given, 0 if there is none.
 func (l *Log) Last() proto.Seq { return l.acked + proto.Seq(len(l.entries)) }
 

@@ -318,6 +318,23 @@ func TestStickyErrors(t *testing.T) {
 	require.ErrorIs(t, l.TakeError(100), status.NoSpace)
 }
 
+// What is owed of files is what was acknowledged and has no outcome.
+func TestOwing(t *testing.T) {
+	l := New()
+	require.Empty(t, l.Owing())
+	l.Append(alice, write(5, 0, "abc"))
+	l.Append(alice, write(6, 0, "d"))
+	l.Append(alice, &proto.SetXattr{ID: 7, Value: []byte("x")})
+	l.Append(alice, write(5, 10, "ef"))
+	l.AppendWaited(alice, write(8, 0, "waited for"))
+	require.Equal(t, []Owed{{5, 5}, {6, 1}}, l.Owing())
+	sendAll(l)
+	l.Answer(1, proto.Result{}, nil)
+	require.Equal(t, []Owed{{6, 1}, {5, 2}}, l.Owing())
+	l.Answer(4, proto.Result{}, status.New(status.IO, "write", ""))
+	require.Equal(t, []Owed{{6, 1}}, l.Owing())
+}
+
 func TestLose(t *testing.T) {
 	lost := status.New(status.LostSession, "resume", "")
 	t.Run("sent", func(t *testing.T) {

@@ -68,10 +68,23 @@ type Source struct {
 	Unapplied int       `json:"unapplied_operations"` // logged and not yet applied on the server
 	Bytes     int64     `json:"unapplied_bytes"`
 	Delivered bool      `json:"everything_on_server"` // Unapplied is 0
+	Owed      []Owed    `json:"undelivered"`          // of which files there are Bytes; at most MaxOwed
+	MoreOwed  int       `json:"more_undelivered"`     // how many files are not in Owed
 	Leases    int       `json:"leases"`
 	Writing   int       `json:"write_leases"` // of Leases
 	DataConns int       `json:"data_connections"`
 	Resumes   int       `json:"resumes"`
+}
+
+// MaxOwed is how many files a Source names.
+const MaxOwed = 10
+
+// Owed is a file with bytes that were accepted and are not applied yet.
+type Owed struct {
+	Path    string       `json:"path"` // below the mountpoint, as the mount last knew it; "": it does not know it
+	PathB64 []byte       `json:"path_base64,omitempty"`
+	FID     proto.FileID `json:"fid"`
+	Bytes   int64        `json:"bytes"`
 }
 
 // Stats are counters of a mount.
