@@ -121,6 +121,23 @@ func (k *locks) end(f lockedFile) {
 	}
 }
 
+// leave says that nobody waits any more, but the server may still grant it. Until dismiss nobody
+// of this session asks for a lock of the file: what becomes of it may have to be undone.
+func (k *locks) leave(w *lockWait) {
+	if !w.abandoned {
+		w.abandoned = true
+		k.begin(w.owner.file())
+	}
+}
+
+// dismiss says that it is clear what became of a wait that was left; others are still waited for.
+func (k *locks) dismiss(w *lockWait) {
+	if w.abandoned && k.waits[w.id] == w {
+		delete(k.waits, w.id)
+		k.end(w.owner.file())
+	}
+}
+
 func (w *lockWait) tell() {
 	select {
 	case w.news <- struct{}{}:
@@ -285,15 +302,27 @@ func (s *Session) askLock(ctx context.Context, w *lockWait) (rep wire.LockRep, e
 			s.locks.grant(w)
 		}
 	}
+	clear, waiting := false, false
 	k.forgotten = func(err error) {
 		if err == nil || status.Of(err) == status.Interrupted {
 			s.undoLockLocked(w)
+		}
+		if clear = true; waiting {
+			s.locks.end(w.owner.file())
 		}
 	}
 	if err := s.start(k, object); err != nil {
 		return rep, err
 	}
-	err = s.finish(ctx, k, &rep, object, nil)
+	if err = s.finish(ctx, k, &rep, object, nil); err == nil {
+		return rep, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k.abandoned && !clear { // who asks again waits until it is clear what became of this
+		waiting = true
+		s.locks.begin(w.owner.file())
+	}
 	return rep, err
 }
 
@@ -322,8 +351,8 @@ func (s *Session) lockDone(c *conn, m *wire.LockDone) {
 		s.locks.grant(w)
 	}
 	if w.abandoned {
-		delete(s.locks.waits, w.id)
 		s.undoLockLocked(w)
+		s.locks.dismiss(w)
 		return
 	}
 	w.tell()
@@ -351,7 +380,9 @@ func (s *Session) awaitLock(ctx context.Context, w *lockWait) (granted bool, err
 		if w.err != nil {
 			err = w.err
 		}
-		w.abandoned = w.abandoned || err != nil && !granted && queued
+		if err != nil && !granted && queued {
+			s.locks.leave(w)
+		}
 		s.mu.Unlock()
 		if granted {
 			return true, nil
@@ -389,9 +420,7 @@ func (s *Session) unwait(w *lockWait) {
 func (s *Session) unwaitLocked(w *lockWait, done func()) {
 	s.detachLocked(wire.OpUnwait, &wire.UnwaitReq{Wait: w.id}, func(error) {
 		w.queued = false
-		if w.abandoned {
-			delete(s.locks.waits, w.id)
-		}
+		s.locks.dismiss(w)
 		done()
 	})
 }
@@ -402,8 +431,8 @@ func (s *Session) undoLockLocked(w *lockWait) {
 		return
 	}
 	if w.queued {
-		w.abandoned = true
 		s.locks.waits[w.id] = w
+		s.locks.leave(w)
 		s.unwaitLocked(w, func() {})
 		return
 	}
@@ -428,10 +457,10 @@ func (s *Session) undoLockLocked(w *lockWait) {
 
 // disconnected says that the server has ended all waits.
 func (k *locks) disconnected() {
-	for id, w := range k.waits {
+	for _, w := range k.waits {
 		w.queued = false
 		if w.abandoned {
-			delete(k.waits, id)
+			k.dismiss(w)
 		} else {
 			w.tell()
 		}

@@ -101,6 +101,59 @@ func TestInterruptedWait(t *testing.T) {
 	})
 }
 
+// Who is interrupted and asks again is not answered before it is clear what became of
+// the first request: to undo that would take away what the second has got.
+func TestLockAfterAnInterruptedOne(t *testing.T) {
+	for _, queued := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			srv := newServer(t, simnet.New(1), 0)
+			s := srv.dial(srv.options())
+			var conn *serverConn
+			var first wire.Header
+			srv.set(func() {
+				srv.hold = func(c *serverConn, h wire.Header) bool {
+					if h.Op == wire.OpLock && conn == nil {
+						conn, first = c, h
+						return true
+					}
+					return h.Op == wire.OpUnwait
+				}
+			})
+			o, l := LockOwner{ID: 5, Num: 1, Flock: true}, lockset.Whole(false)
+			brief, interrupt := context.WithCancel(ctx)
+			ended := make(chan error)
+			go func() {
+				_, err := s.Lock(brief, o, l, true)
+				ended <- err
+			}()
+			synctest.Wait()
+			if queued {
+				conn.reply(first, &wire.LockRep{Queued: true}, nil)
+				synctest.Wait()
+			}
+			interrupt()
+			require.Equal(t, status.Interrupted, status.Of(<-ended))
+			go func() {
+				_, err := s.Lock(ctx, o, l, true)
+				ended <- err
+			}()
+			synctest.Wait()
+			require.Equal(t, 1, srv.count(wire.OpLock, false), "the first may still be granted")
+			if queued {
+				conn.wmu.Lock()
+				conn.tls.Write(wire.AppendFrame(nil, wire.Push(wire.OpLockDone), &wire.LockDone{Wait: 1}))
+				conn.wmu.Unlock()
+			} else {
+				conn.reply(first, &wire.LockRep{}, nil)
+			}
+			require.NoError(t, <-ended)
+			require.Equal(t, 1, srv.count(wire.OpUnlock, false))
+			require.Equal(t, 2, srv.count(wire.OpLock, false))
+			require.Len(t, s.locks.list(), 1)
+		})
+	}
+}
+
 func TestLostLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newServer(t, simnet.New(1), 0)
