@@ -135,6 +135,8 @@ type openFile struct {
 	past bool        // writes go past the kernel's pages, which does not sync them by itself
 	tell bool        // it is open for writing: its close tells what failed
 	lost atomic.Bool // a lock that was taken through it is lost: nothing goes any more
+
+	told atomic.Uint64 // of the session's Failures: those that who has it open has been told of
 }
 
 // fmodeExec is in the flags of an open by execve(2): permission to execute was
@@ -208,6 +210,7 @@ func (s *fileSystem) opened(op opening, news uint64, who proto.Ident, flags uint
 	ino := s.inodes.open(a.ID)
 	s.inodes.heard(ino, a)
 	f := &openFile{ino: ino, held: op.held, back: &backing{session: s.session, header: s.headerOf(who), id: a.ID}}
+	f.told.Store(s.session.Failures())
 	f.back.lost, f.tell = &f.lost, flags&syscall.O_ACCMODE != syscall.O_RDONLY
 	ends := *f.back
 	ends.append, f.ends = true, &ends
@@ -399,7 +402,7 @@ func (s *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte
 		err = s.whenTight(ctx, s.headerOf(h.who), f)
 	}
 	if err == nil && f.past && in.Flags&syscall.O_DSYNC != 0 {
-		err = s.sync(ctx, &in.InHeader, f.ino.id)
+		err = s.sync(ctx, &in.InHeader, f.ino.id, func() error { return s.failed(f) })
 	}
 	if err != nil {
 		return 0, s.errors.status("write", err)
@@ -423,7 +426,19 @@ func (s *fileSystem) whenTight(ctx context.Context, h wire.ReqHeader, f *openFil
 		return nil // it is logged and may still be applied
 	}
 	if err != nil {
-		s.session.TakeError(f.ino.id) // told now
+		s.failed(f) // told now
+	}
+	return err
+}
+
+// failed returns what has failed of a file since it was told through this handle,
+// or since anybody was told.
+func (s *fileSystem) failed(f *openFile) error {
+	anybody := s.session.TakeError(f.ino.id)
+	n, err := s.session.FailedSince(f.ino.id, f.told.Load())
+	f.told.Store(n)
+	if err == nil {
+		err = anybody
 	}
 	return err
 }
@@ -465,7 +480,7 @@ func (s *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if !h.it.tell {
 		return fuse.OK
 	}
-	return s.errors.status("close", s.session.TakeError(id))
+	return s.errors.status("close", s.failed(h.it))
 }
 
 // Fsync implements fuse.RawFileSystem. The session's log keeps the order, so
@@ -474,11 +489,17 @@ func (s *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 func (s *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	ctx := s.change(cancel, &in.InHeader)
 	defer ctx.end()
-	return s.errors.status("fsync", s.sync(ctx, &in.InHeader, s.inodes.find(in.NodeId).id))
+	id := s.inodes.find(in.NodeId).id
+	failed := func() error { return s.session.TakeError(id) }
+	if h := s.files.borrow(in.Fh); h != nil {
+		defer h.give()
+		failed = func() error { return s.failed(h.it) }
+	}
+	return s.errors.status("fsync", s.sync(ctx, &in.InHeader, id, failed))
 }
 
 // sync makes one file durable and returns what failed of it, the oldest first.
-func (s *fileSystem) sync(ctx context.Context, h *fuse.InHeader, id proto.FileID) error {
+func (s *fileSystem) sync(ctx context.Context, h *fuse.InHeader, id proto.FileID, failed func() error) error {
 	if s.readOnly {
 		return nil
 	}
@@ -488,7 +509,7 @@ func (s *fileSystem) sync(ctx context.Context, h *fuse.InHeader, id proto.FileID
 	}
 	_, err = s.session.Do(ctx, s.idents.full(h), &proto.Sync{ID: id})
 	release()
-	if sticky := s.session.TakeError(id); sticky != nil {
+	if sticky := failed(); sticky != nil {
 		return sticky
 	}
 	return err
@@ -501,7 +522,7 @@ func (s *fileSystem) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Sta
 	defer ctx.end()
 	ino := s.inodes.find(in.NodeId)
 	if ino != s.inodes.root || s.readOnly {
-		return s.errors.status("fsync", s.sync(ctx, &in.InHeader, ino.id))
+		return s.errors.status("fsync", s.sync(ctx, &in.InHeader, ino.id, func() error { return s.session.TakeError(ino.id) }))
 	}
 	err := s.session.Sync(ctx, s.idents.full(&in.InHeader))
 	if sticky := s.session.TakeError(0); sticky != nil {

@@ -151,6 +151,22 @@ func (s *Session) TakeError(id proto.FileID) error {
 	return s.log.TakeError(id)
 }
 
+// Failures counts the operations so far that failed and nobody waited for; it is for FailedSince.
+func (s *Session) Failures() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Failures()
+}
+
+// FailedSince returns the first failure on a file after so many Failures, of an
+// operation that nobody waited for, and how many there are now. It takes nothing from TakeError, so that each who
+// has the file open is told. Of more than a thousand failures since then only the latest thousand are known.
+func (s *Session) FailedSince(id proto.FileID, n uint64) (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.log.Failures(), s.log.FailedSince(id, n)
+}
+
 // Sync waits until everything logged so far is applied and durable on the
 // server. If that is so already, the server is not asked.
 func (s *Session) Sync(ctx context.Context, id proto.Ident) error {

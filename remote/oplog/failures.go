@@ -29,17 +29,29 @@ type failures struct {
 	order  []proto.FileID // of sticky's keys, oldest first
 	rest   *Failure       // the first that did not fit
 
-	recent []Failure // ring of the latest, sticky or not
-	next   int       // where the next goes, once recent is full
+	recent []recent // ring of the latest
+	next   int      // where the next goes, once recent is full
+	sum    uint64   // of all sticky ones
+}
+
+// recent is one of the latest failures.
+type recent struct {
+	Failure
+	n uint64 // it is the how many-th sticky one; 0: it is none
 }
 
 func newFailures() failures { return failures{sticky: map[proto.FileID]Failure{}} }
 
 func (f *failures) add(x Failure, sticky bool) {
+	r := recent{Failure: x}
+	if sticky {
+		f.sum++
+		r.n = f.sum
+	}
 	if len(f.recent) < maxRecent {
-		f.recent = append(f.recent, x)
+		f.recent = append(f.recent, r)
 	} else {
-		f.recent[f.next] = x
+		f.recent[f.next] = r
 		f.next = (f.next + 1) % maxRecent
 	}
 	if !sticky {
@@ -81,6 +93,21 @@ func (l *Log) TakeError(id proto.FileID) error {
 		return status.Wrap(x.Err, "earlier change", x.ID.String())
 	}
 	return nil
+}
+
+// Failures counts the operations so far that failed and nobody waited for.
+func (l *Log) Failures() uint64 { return l.failures.sum }
+
+// FailedSince returns the first failure on a file, among the latest thousand of
+// all, after so many. It takes nothing from TakeError: each who counts is told.
+func (l *Log) FailedSince(id proto.FileID, n uint64) error {
+	var first recent
+	for _, x := range l.failures.recent {
+		if x.ID == id && x.n > n && (first.n == 0 || x.n < first.n) {
+			first = x
+		}
+	}
+	return first.Err
 }
 
 // Failed returns the error of an operation that has its outcome, if it failed

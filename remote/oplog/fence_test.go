@@ -49,3 +49,29 @@ func TestFence(t *testing.T) {
 	_, bytes = l.Unanswered()
 	require.Zero(t, bytes)
 }
+
+// Everybody who counts failures is told of each on his file, whoever was told before.
+func TestFailedSince(t *testing.T) {
+	l := New()
+	fail := func(id proto.FileID, err error) {
+		seq := l.Append(alice, write(id, 100*uint64(l.Last()), "x"))
+		sendAll(l)
+		l.Answer(seq, proto.Result{}, err)
+	}
+	fail(5, status.NoSpace)
+	mark := l.Failures()
+	require.NoError(t, l.FailedSince(5, mark))
+	require.ErrorIs(t, l.FailedSince(5, 0), status.NoSpace)
+	fail(6, status.Quota)
+	fail(5, status.LostLock)
+	fail(5, status.IO)
+	require.ErrorIs(t, l.TakeError(0), status.NoSpace)
+	require.ErrorIs(t, l.FailedSince(5, mark), status.LostLock, "the first since")
+	require.ErrorIs(t, l.FailedSince(5, 0), status.NoSpace)
+	require.ErrorIs(t, l.FailedSince(6, mark), status.Quota)
+	require.NoError(t, l.FailedSince(5, l.Failures()))
+	w := l.AppendWaited(alice, &proto.SetAttr{ID: 5})
+	sendAll(l)
+	l.Answer(w.Seq, proto.Result{}, status.Access)
+	require.NoError(t, l.FailedSince(5, 4), "who waited was told")
+}

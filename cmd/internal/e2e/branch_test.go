@@ -83,7 +83,10 @@ func TestBranch(t *testing.T) {
 	require.Equal(t, "first\n", string(b))
 	p.thaw()
 
-	require.ErrorIs(t, f.Sync(), unix.EIO)
+	_, err = l.try("cagefs", "sync", away)
+	require.ErrorContains(t, err, "kept in branch", "it is told, and is not the last to tell")
+	require.ErrorIs(t, f.Sync(), unix.EIO, "whoever wrote is told")
+	require.NoError(t, f.Sync(), "once")
 	require.ErrorIs(t, log.Sync(), unix.EIO)
 	require.NoError(t, g.Sync())
 	read := func(name string) string {
