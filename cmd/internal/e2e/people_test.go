@@ -67,7 +67,7 @@ func TestInvitedClient(t *testing.T) {
 	needRoot(t)
 	l := newLab(t, "")
 	export := l.wide("export")
-	s := l.newServer(export)
+	s := l.newServer(export, "--lease-term", "3s") // for which others wait for a client that is revoked
 	s.start()
 	laptop := l.elsewhere("laptop")
 	laptop.refused(cli.ExitDenied, "no key for server", "cagefs", "mount", s.addr+":/data", l.mkdir("mnt"))
