@@ -184,30 +184,21 @@ func (h *historian) append() error {
 	return err
 }
 
-// bySeek makes another object of a size: what SEEK_END shows is what the kernel has
-// at last, which need not be what it has just been told.
-const bySeek = " by SEEK_END"
-
+// readSize asks for a size. Not with SEEK_END: what that shows while others and this mount write
+// is what the kernel has at last, which need not be what it has just been told (docs/consistency.md).
 func (h *historian) readSize() error {
 	name := h.pick("f1", "z")
-	st, seek := unix.Stat_t{}, h.rand.IntN(3) == 0
-	r, err := h.stat(name, &st, &seek)
-	if seek {
-		name += bySeek
-	}
+	var st unix.Stat_t
+	r, err := h.stat(name, &st)
 	if err == nil {
 		h.add(r, hist.Size, name, hist.Read, st.Size)
 	}
 	return err
 }
 
-// stat asks for the attributes of a file in one way or another; with seek, it
-// may ask for its size only.
-func (h *historian) stat(name string, st *unix.Stat_t, seek *bool) (hist.Record, error) {
-	switch {
-	case seek != nil && *seek:
-		return h.timed("SEEK_END", func() (err error) { st.Size, err = unix.Seek(h.fds[name], 0, unix.SEEK_END); return err })
-	case h.rand.IntN(2) == 0:
+// stat asks for the attributes of a file in one way or another.
+func (h *historian) stat(name string, st *unix.Stat_t) (hist.Record, error) {
+	if h.rand.IntN(2) == 0 {
 		return h.timed("fstat", func() error { return unix.Fstat(h.fds[name], st) })
 	}
 	return h.timed("lstat", func() error { return unix.Lstat(h.path(name), st) })
@@ -242,7 +233,7 @@ func setTimes(path string, at int64) error {
 func (h *historian) readAttributes() error {
 	name := h.pick("a0", "a1")
 	var st unix.Stat_t
-	r, err := h.stat(name, &st, nil)
+	r, err := h.stat(name, &st)
 	h.addAttributes(r, err, name, &st)
 	return err
 }
@@ -430,7 +421,7 @@ func (h *historian) link() error {
 
 func (h *historian) readLinks() error {
 	var st unix.Stat_t
-	r, err := h.stat("l", &st, nil)
+	r, err := h.stat("l", &st)
 	if err == nil {
 		h.add(r, hist.Links, "l", hist.Read, int64(st.Nlink))
 	}

@@ -214,17 +214,9 @@ func (h *historian) add(r hist.Record, kind hist.Kind, object string, op hist.Op
 		h.records = append(h.records, r)
 	}
 	// Who changes something that is seen in two ways is in the history of both.
-	also := func(object string) {
-		r.Object += object
+	if h.Local || op != hist.Read && (kind == hist.Name || kind == hist.Register && !strings.Contains(object, "slot")) {
+		r.Object += " at the server"
 		h.records = append(h.records, r)
-	}
-	switch changes := op != hist.Read; {
-	case h.Local:
-		also(" at the server")
-	case changes && (kind == hist.Name || kind == hist.Register && !strings.Contains(object, "slot")):
-		also(" at the server")
-	case changes && kind == hist.Size:
-		also(bySeek)
 	}
 }
 
