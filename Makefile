@@ -43,8 +43,11 @@ differential: build ## random programs on mounts and on ext4, compared; CAGE_DIF
 	CAGE_DIFF_TIME=$${CAGE_DIFF_TIME:-1h} $(GO) test -count=1 -v -timeout 0 -run "$$([ "$$CAGE_DIFF_PROGRAM" ] && echo TestPrograms || echo TestDifferential)" ./cmd/internal/e2e
 
 linear: build ## random operations on three mounts, in an order that explains all answers, and no stale ones; CAGE_LINEAR_TIME (1h), CAGE_SEED
-	CAGE_LINEAR=1 CAGE_LINEAR_TIME=$${CAGE_LINEAR_TIME:-1h} CAGE_STALE_ROUNDS=$${CAGE_STALE_ROUNDS:-100000} \
+	CAGE_LINEAR_TIME=$${CAGE_LINEAR_TIME:-1h} CAGE_STALE_ROUNDS=$${CAGE_STALE_ROUNDS:-100000} \
 		$(GO) test -count=1 -v -timeout 0 -run 'TestLinearizable|TestStaleness' ./cmd/internal/e2e
+
+torture: build ## three mounts that work while connections are cut and the server is killed; CAGE_TORTURE_TIME (30m), CAGE_SEED
+	CAGE_TORTURE_TIME=$${CAGE_TORTURE_TIME:-30m} $(GO) test -count=1 -v -timeout 0 -run TestTorture ./cmd/internal/e2e
 
 demo: build ## a server and a mount on this machine, step by step (under a minute)
 	@bash cmd/internal/demo/demo.sh bin
@@ -61,4 +64,4 @@ bench-memory: build ## memory of the daemons over a million files and 20 GiB (a 
 clean: ## what the others left
 	rm -rf bin
 
-.PHONY: help build test race fuzz lint accept programs differential linear demo sim bench bench-memory clean
+.PHONY: help build test race fuzz lint accept programs differential linear torture demo sim bench bench-memory clean

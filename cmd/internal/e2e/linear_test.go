@@ -32,9 +32,7 @@ const (
 // changes, but none with what mounts read. What it writes mounts hear of later: that is in objects of
 // its own, of which each answer must have been right within localLate.
 //
-// With CAGE_LINEAR=1 there are three mounts, else one, which is in order without leases
-// too. CAGE_LINEAR_TIME says how long, CAGE_SEED where it
-// begins. A history without an order is left in a directory that is told.
+// CAGE_LINEAR_TIME says how long, CAGE_SEED where it begins. A history without an order is left in a directory that is told.
 func TestLinearizable(t *testing.T) {
 	long := 4 * time.Second
 	if accept {
@@ -51,12 +49,9 @@ func TestLinearizable(t *testing.T) {
 	g := &ground{lab: l, export: l.mkdir("export")}
 	s := l.newServer(g.export)
 	s.start()
-	each := 5
-	if g.mounts = []string{l.mount(s)}; strict {
-		g.mounts, each = append(g.mounts, l.mount(s), l.mount(s)), 3
-	}
+	g.mounts = []string{l.mount(s), l.mount(s), l.mount(s)}
 	for _, m := range g.mounts {
-		for range each {
+		for range 3 {
 			g.roots = append(g.roots, m)
 		}
 	}
@@ -70,7 +65,7 @@ func TestLinearizable(t *testing.T) {
 }
 
 // TestLocksOfMany: of processes on two mounts that lock the same files all the
-// time no two own a lock, and who owns it sees what was done under it. With CAGE_LINEAR=1 they get
+// time no two own a lock, and who owns it sees what was done under it. They get
 // signals meanwhile: a wait for a lock ends and begins again.
 func TestLocksOfMany(t *testing.T) {
 	if !accept {
@@ -87,7 +82,7 @@ func TestLocksOfMany(t *testing.T) {
 	long := time.Duration(full(3, 120)) * time.Second
 	g.rounds(startHistorians(t, len(g.roots)), long, func(seed uint64, name string) (errands []errand) {
 		for i, root := range g.roots {
-			errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 40, Locks: true, Signals: strict})
+			errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: seed, Proc: i, Ops: 40, Locks: true, Signals: true})
 		}
 		return errands
 	})
