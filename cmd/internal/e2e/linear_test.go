@@ -64,6 +64,32 @@ func TestLinearizable(t *testing.T) {
 	})
 }
 
+// TestDeafKernels is TestLinearizable with mounts that do not tell their kernels
+// what is not valid any more: that must show.
+func TestDeafKernels(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "cage_deaf")
+	g := &ground{lab: l, export: l.mkdir("export")}
+	s := l.newServer(g.export, "--lease-term", "1s") // by which even these forget
+	s.start()
+	g.mounts = []string{l.mount(s), l.mount(s)}
+	g.roots = append(g.mounts, g.mounts...)
+	hs := startHistorians(t, len(g.roots))
+	first := seed(t)
+	for round := range uint64(20) {
+		name := fmt.Sprint("round", first+round)
+		var errands []errand
+		for i, root := range g.roots {
+			errands = append(errands, errand{Dir: filepath.Join(root, name), Seed: first + round, Proc: i, Ops: 130, Mount: slices.Index(g.mounts, root)})
+		}
+		if _, v := g.round(hs, first+round, name, errands); v.Err() != nil {
+			t.Logf("it shows in round %d: %d objects", round+1, len(v.Illegal))
+			return
+		}
+	}
+	t.Error("nobody notices that the kernels are told nothing")
+}
+
 // TestLocksOfMany: of processes on two mounts that lock the same files all the
 // time no two own a lock, and who owns it sees what was done under it. They get
 // signals meanwhile: a wait for a lock ends and begins again.
@@ -102,28 +128,27 @@ func (g *ground) rounds(hs historians, long time.Duration, errands func(seed uin
 	first, rounds, operations := seed(g.t), uint64(0), 0
 	for end := time.Now().Add(long); time.Now().Before(end); rounds++ {
 		name := fmt.Sprint("round", first+rounds)
-		operations += g.round(hs, first+rounds, name, errands(first+rounds, name))
+		all, v := g.round(hs, first+rounds, name, errands(first+rounds, name))
+		if err := v.Err(); err != nil {
+			g.t.Fatalf("CAGE_SEED=%d: %v\nall of it is in %s", first+rounds, err, leave(g.t, all, v))
+		}
+		require.NoError(g.t, hist.CheckLate(all.Late, localLate), "CAGE_SEED=%d", first+rounds)
+		require.Eventually(g.t, func() bool { // it may hear of the last names on the server late
+			return os.RemoveAll(filepath.Join(g.mounts[0], name)) == nil
+		}, localLate, 10*time.Millisecond)
+		operations += len(all.Records) + len(all.Late)
 	}
 	g.t.Logf("%d rounds, %d operations of %d processes on %d mounts: all in order", rounds, operations, len(hs), len(g.mounts))
 }
 
 // round makes a directory, has the processes work there, and checks what they tell.
-func (g *ground) round(hs historians, seed uint64, name string, errands []errand) (operations int) {
-	t := g.t
+func (g *ground) round(hs historians, seed uint64, name string, errands []errand) (account, *hist.Verdict) {
 	all := g.prepare(filepath.Join(g.mounts[0], name))
-	told := hs.do(t, errands)
+	told := hs.do(g.t, errands)
 	all.Records, all.Late = append(all.Records, told.Records...), append(all.Late, told.Late...)
-
 	v, err := hist.Check(all.Records, checkTime)
-	require.NoError(t, err, "CAGE_SEED=%d", seed)
-	if err := v.Err(); err != nil {
-		t.Fatalf("CAGE_SEED=%d: %v\nall of it is in %s", seed, err, leave(t, all, v))
-	}
-	require.NoError(t, hist.CheckLate(all.Late, localLate), "CAGE_SEED=%d", seed)
-	require.Eventually(t, func() bool { // it may hear of the last names on the server late
-		return os.RemoveAll(filepath.Join(g.mounts[0], name)) == nil
-	}, localLate, 10*time.Millisecond)
-	return len(all.Records) + len(all.Late)
+	require.NoError(g.t, err, "CAGE_SEED=%d", seed)
+	return all, v
 }
 
 // prepare makes the directory of a round and records it.
