@@ -90,8 +90,8 @@ func TestStoppedServer(t *testing.T) {
 func runWithin(t *testing.T, most time.Duration, dir, stdin string, args ...string) (took time.Duration, out string, err error) {
 	ctx, cancel := context.WithTimeout(t.Context(), most)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Dir, cmd.Stdin = dir, strings.NewReader(stdin)
+	cmd := exec.CommandContext(ctx, "env", append([]string{"-C", dir}, args...)...) // else this process would wait for the change of directory
+	cmd.Stdin = strings.NewReader(stdin)
 	var b bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &b, &b
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -1,0 +1,370 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// tortureTerm is the term of leases, and tortureAway how long a mount is cut off that is to lose its.
+const (
+	tortureTerm = 3 * time.Second
+	tortureAway = tortureTerm + 1500*time.Millisecond
+)
+
+// TestTorture has workers on three mounts change what is their own and what they share, while connections
+// are cut, slowed down and silenced, mounts are stopped, the server is killed and started again, and
+// processes that wait are killed. At the end the tree is what the workers know, everything that all
+// share was done once or, where it failed, at most once, nothing that was synced is missing, and nothing is left over.
+// CAGE_TORTURE_TIME says how long, CAGE_SEED with which faults.
+func TestTorture(t *testing.T) {
+	needRoot(t)
+	long := 6 * time.Second
+	if accept {
+		long = 5 * time.Minute
+	}
+	if s := os.Getenv("CAGE_TORTURE_TIME"); s != "" {
+		var err error
+		long, err = time.ParseDuration(s)
+		require.NoError(t, err, "CAGE_TORTURE_TIME")
+	} else {
+		t.Parallel()
+	}
+	l := newLab(t, "")
+	h := &torment{lab: l, rand: rand.New(rand.NewPCG(seed(t), 0)), export: l.mkdir("export"), done: map[string]int{},
+		shared: &arenaOfAll{certain: map[string]bool{}, maybe: map[string]bool{}, counts: map[int]string{}}}
+	h.prepare(3, 2)
+	before := h.footprints()
+
+	stop := make(chan struct{})
+	failed := make(chan error, len(h.workers))
+	var all sync.WaitGroup
+	for _, w := range h.workers {
+		all.Go(func() { failed <- w.run(stop) })
+	}
+	for end := time.Now().Add(long); time.Now().Before(end) && len(failed) == 0; {
+		h.fault()
+	}
+	h.heal()
+	close(stop)
+	all.Wait()
+	for range h.workers {
+		require.NoError(t, <-failed)
+	}
+	ops, lost := 0, 0
+	for _, w := range h.workers {
+		ops, lost = ops+w.ops, lost+w.lost
+	}
+	t.Logf("%d operations, %d told of a loss; faults: %v; a killed process took %v at most", ops, lost, h.done, h.slowest.Round(time.Millisecond))
+	if h.done["away"] == 0 && h.done["stopped for long"] == 0 {
+		require.Zero(t, lost, "no mount was away for the term of its leases")
+	}
+	require.Less(t, h.slowest, time.Second, "a process that is killed ends")
+	h.verdict()
+	h.nothingLeft(before)
+}
+
+// torment is a torture.
+type torment struct {
+	*lab
+	rand    *rand.Rand
+	export  string
+	server  *server
+	proxies []*proxy
+	mounts  []string
+	workers []*tortured
+	shared  *arenaOfAll
+	done    map[string]int // faults
+	slowest time.Duration  // from SIGKILL to the end of a process
+}
+
+func (h *torment) prepare(mounts, each int) {
+	t := h.t
+	h.server = h.newServer(h.export, "--lease-term", tortureTerm.String())
+	require.NoError(t, os.Mkdir(filepath.Join(h.export, "shared"), 0o755))
+	for name, content := range map[string]string{"log": "", "counter": fmt.Sprintf("%10d", 0), "token": "", "big": strings.Repeat("x", 4<<20)} {
+		require.NoError(t, os.WriteFile(filepath.Join(h.export, "shared", name), []byte(content), 0o644))
+	}
+	h.server.start()
+	for i := range mounts {
+		p := newProxy(t, h.server.addr)
+		h.proxies = append(h.proxies, p)
+		h.mounts = append(h.mounts, h.through(h.server, p, "--hard"))
+		for j := range each {
+			w := &tortured{name: fmt.Sprintf("w%d%d", i, j), point: h.mounts[i], own: fmt.Sprintf("own%d%d", i, j), shared: h.shared,
+				rand: rand.New(rand.NewPCG(h.rand.Uint64(), 0)), files: map[string]*ownFile{}, dirs: map[string]bool{}}
+			require.NoError(t, os.Mkdir(w.path(""), 0o755))
+			h.workers = append(h.workers, w)
+		}
+	}
+}
+
+// pause lets the workers work for a random time.
+func (h *torment) pause(most time.Duration) { time.Sleep(h.upTo(most)) }
+
+func (h *torment) upTo(most time.Duration) time.Duration {
+	return time.Duration(h.rand.Int64N(int64(most)))
+}
+
+// away keeps a mount from its server for longer than the term.
+func (h *torment) away(i int, begin, end func()) {
+	note := func() {
+		for _, w := range h.workers {
+			if w.point == h.mounts[i] {
+				w.away()
+			}
+		}
+	}
+	begin()
+	time.Sleep(tortureAway)
+	note() // before somebody else is told of a loss than who wrote
+	end()
+	h.back(i)
+	note()
+}
+
+// fault lets one thing go wrong, and get right again.
+func (h *torment) fault() {
+	i := h.rand.IntN(len(h.mounts))
+	p := h.proxies[i]
+	h.pause(400 * time.Millisecond)
+	name := "cut"
+	switch n := h.rand.IntN(100); {
+	case n < 25:
+		for range 1 + h.rand.IntN(3) {
+			p.cut()
+			h.pause(100 * time.Millisecond)
+		}
+	case n < 40:
+		name = "slow"
+		p.slow(time.Duration(1+h.rand.IntN(30)) * time.Millisecond)
+		h.pause(time.Second)
+		p.slow(0)
+	case n < 55:
+		name = "silent"
+		p.freeze()
+		h.pause(time.Second)
+		p.thaw()
+	case n < 70:
+		name = "killed server"
+		h.restart()
+	case n < 77:
+		name = "killed server, twice"
+		h.restart()
+		h.restart()
+	case n < 85:
+		name = "stopped mount"
+		h.stopped(i, h.upTo(time.Second))
+	case n < 88:
+		name = "away"
+		h.away(i, p.freeze, p.thaw)
+	case n < 90:
+		name = "stopped for long"
+		pid := h.mountPID(h.mounts[i])
+		h.away(i, func() { unix.Kill(pid, unix.SIGSTOP) }, func() { unix.Kill(pid, unix.SIGCONT) })
+	default:
+		name = "killed process"
+		h.victim(i)
+	}
+	h.done[name]++
+}
+
+// back returns when a mount has delivered what it had while it was away, or lost it.
+func (h *torment) back(i int) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		out, err := h.try("cagefs", "sync", h.mounts[i])
+		if err == nil {
+			return
+		}
+		require.True(h.t, time.Now().Before(end), "the mount does not come back: %v %s", err, out)
+	}
+}
+
+func (h *torment) restart() {
+	h.server.kill()
+	h.pause(300 * time.Millisecond)
+	h.server.start()
+	h.pause(500 * time.Millisecond)
+}
+
+func (h *torment) stopped(i int, d time.Duration) {
+	pid := h.mountPID(h.mounts[i])
+	require.NoError(h.t, unix.Kill(pid, unix.SIGSTOP))
+	time.Sleep(d)
+	require.NoError(h.t, unix.Kill(pid, unix.SIGCONT))
+}
+
+// victim starts a process that uses a mount, silences the server for it, and kills it.
+func (h *torment) victim(i int) {
+	shared := filepath.Join(h.mounts[i], "shared")
+	scripts := []string{"cat big >/dev/null", "ls -lR ..", "dd if=/dev/zero of=victim bs=64k count=400", "exec 3<>victim; flock 3; cat <&3", "rm -f victim; touch victim", "find .. -exec stat {} +"}
+	script := scripts[h.rand.IntN(len(scripts))]
+	// Not as Dir: this process, in which the proxies are, would wait for the change of directory.
+	cmd := exec.Command("sh", "-c", "cd "+shared+" && "+script)
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	require.NoError(h.t, cmd.Start())
+	h.pause(100 * time.Millisecond)
+	h.proxies[i].freeze()
+	h.pause(300 * time.Millisecond)
+	killed := time.Now()
+	_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // ESRCH: it is done already
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		out, _ := exec.Command("sh", "-c", fmt.Sprintf("ps -eo pid,ppid,pgid,stat,wchan:30,args | awk '$3 == %d'; for p in $(ps -eo pid,pgid | awk '$2 == %d {print $1}'); do cat /proc/$p/task/*/stack; done", cmd.Process.Pid, cmd.Process.Pid)).CombinedOutput()
+		h.t.Errorf("a killed process does not end: %s\n%s", script, out)
+	}
+	h.slowest = max(h.slowest, time.Since(killed))
+	h.proxies[i].thaw()
+	<-ended
+}
+
+// heal ends all faults.
+func (h *torment) heal() {
+	for i, p := range h.proxies {
+		p.slow(0)
+		p.thaw()
+		unix.Kill(h.mountPID(h.mounts[i]), unix.SIGCONT)
+	}
+}
+
+// verdict compares what is there with what the workers know.
+func (h *torment) verdict() {
+	t := h.t
+	for i := range h.mounts {
+		h.back(i)
+	}
+	for _, dir := range append([]string{h.export}, h.mounts...) {
+		doubtful := 0
+		for _, w := range h.workers {
+			doubtful += w.compare(t, filepath.Join(dir, w.own))
+		}
+		h.sharedIn(t, filepath.Join(dir, "shared"))
+		t.Logf("%s: %d files may have lost what was not synced", filepath.Base(dir), doubtful)
+	}
+}
+
+// compare checks a worker's directory, and counts the files of which it does not know the content.
+func (w *tortured) compare(t testing.TB, dir string) (doubtful int) {
+	seen := 0
+	require.NoError(t, filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		name, _ := filepath.Rel(dir, path)
+		if e.IsDir() {
+			require.True(t, w.dirs[name], "%s is a directory of %s that is not there", name, w.name)
+			return nil
+		}
+		f := w.files[name]
+		require.NotNil(t, f, "%s is a file of %s that is not there", name, w.name)
+		seen++
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		require.Equal(t, f.mode, info.Mode().Perm(), "%s of %s", name, w.name)
+		if f.doubt {
+			doubtful++
+			return nil
+		}
+		got, err := os.ReadFile(path)
+		if string(got) != string(f.content) {
+			t.Errorf("%s of %s in %s has %s, not %s", name, w.name, dir, brief(got), brief(f.content))
+		}
+		return err
+	}))
+	require.Len(t, w.files, seen, "files of %s", w.name)
+	for name := range w.dirs {
+		require.DirExists(t, filepath.Join(dir, name))
+	}
+	return doubtful
+}
+
+// sharedIn checks what all have done.
+func (h *torment) sharedIn(t testing.TB, dir string) {
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	require.NoError(t, err)
+	times := map[string]int{}
+	for line := range strings.Lines(string(log)) {
+		line = strings.TrimSuffix(line, "\n")
+		require.True(t, h.shared.certain[line] || h.shared.maybe[line], "the log has %q, which nobody wrote", line)
+		if times[line]++; times[line] > 1 {
+			t.Errorf("the log has %s %d times", line, times[line])
+		}
+	}
+	for line := range h.shared.certain {
+		if times[line] != 1 {
+			t.Errorf("the log lacks %s, which was synced", line)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "counter"))
+	require.NoError(t, err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	require.NoError(t, err)
+	if sure := len(h.shared.counts); n < sure || n > sure+h.shared.unsure {
+		t.Errorf("the counter is %d after %d increments, and %d that failed", n, sure, h.shared.unsure)
+	}
+	require.FileExists(t, filepath.Join(dir, "token"))
+	h.shared.winners.Range(func(name, n any) bool {
+		require.FileExists(t, filepath.Join(dir, name.(string)))
+		require.EqualValues(t, 1, n.(*atomic.Int32).Load())
+		return true
+	})
+	t.Logf("%s: %d lines that were synced, %d that failed; counted to %d, %d failed", filepath.Base(filepath.Dir(dir)), len(h.shared.certain), len(h.shared.maybe), n, h.shared.unsure)
+}
+
+// footprint is what a process has.
+type footprint struct{ fds, threads int }
+
+func (h *torment) footprints() (out []footprint) {
+	for _, m := range h.mounts {
+		out = append(out, footprintOf(h.t, h.mountPID(m)))
+	}
+	return out
+}
+
+func footprintOf(t testing.TB, pid int) (f footprint) {
+	for sub, n := range map[string]*int{"fd": &f.fds, "task": &f.threads} {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", pid, sub))
+		require.NoError(t, err)
+		*n = len(list)
+	}
+	return f
+}
+
+// nothingLeft checks that nothing has piled up in the mounts, and nothing stays behind them in the server.
+func (h *torment) nothingLeft(before []footprint) {
+	t := h.t
+	for i := range h.mounts {
+		var f footprint
+		require.Eventually(t, func() bool {
+			f = footprintOf(t, h.mountPID(h.mounts[i]))
+			return f.fds <= before[i].fds+4
+		}, 10*time.Second, 50*time.Millisecond, "a mount has %v, and had %v", &f, before[i])
+		t.Logf("mount %d: %d descriptors, %d threads; before %d and %d", i, f.fds, f.threads, before[i].fds, before[i].threads)
+		require.Less(t, f.threads, before[i].threads+60, "threads of a mount")
+	}
+	for _, m := range h.mounts {
+		h.umount(m)
+	}
+	require.Empty(t, strings.TrimSpace(h.server.admin("sessions", "--json")), "no session is left")
+	h.server.stop()
+	require.NoError(t, h.verify(h.export))
+}
