@@ -63,8 +63,12 @@ func (j *Journal) Strand(ctx context.Context, s *Submission, w *proto.Write, alo
 	if err != nil {
 		return false, err
 	}
-	if st, err := j.statFS(s.Ident.UID, s.Ident.GID); err != nil || st.BlocksAvail*uint64(st.BlockSize) < uint64(len(w.Data)) {
-		return false, cmp.Or(err, error(status.New(status.NoSpace, "", "branch")))
+	st, err := j.statFS(s.Ident.UID, s.Ident.GID)
+	if err == nil && st.BlocksAvail*uint64(st.BlockSize) < uint64(len(w.Data)) {
+		err = status.New(status.NoSpace, "", "branch")
+	}
+	if err != nil {
+		return false, err
 	}
 	now, client := j.opts.Now(), j.ClientName(s.Client)
 	path, ok := j.tree.path(w.ID)
@@ -196,8 +200,9 @@ func (j *Journal) ReadBranch(id proto.SessionID, p []byte, off int64) (int, erro
 	return f.ReadAt(p[:min(int64(len(p)), size-off)], off)
 }
 
-// DropBranch removes a session's branch, durably: status.NotFound.
-func (j *Journal) DropBranch(id proto.SessionID) error {
+// DropBranch removes a session's branch, durably, but for what lies behind a size: that came while
+// somebody looked at the rest. Errors: status.NotFound.
+func (j *Journal) DropBranch(id proto.SessionID, size uint64) error {
 	b := &j.branches
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -208,11 +213,54 @@ func (j *Journal) DropBranch(id proto.SessionID) error {
 	if x == nil {
 		return noBranch(id)
 	}
+	if size < x.Size {
+		return b.behead(x, size)
+	}
 	if err := b.dir.Remove(branchName(id)); err != nil {
 		return err
 	}
 	delete(b.known, id)
 	b.bytes -= int64(x.Size)
+	return b.dir.Sync()
+}
+
+// branchTemp is the name of a branch's file before it takes the place of another.
+const branchTemp = "new"
+
+// behead makes a branch begin at a size.
+func (b *branches) behead(x *Branch, size uint64) error {
+	old, err := b.dir.Open(branchName(x.Session), false)
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	if err := b.dir.Remove(branchTemp); err != nil && !errors.Is(err, syscall.ENOENT) {
+		return err
+	}
+	f, err := b.dir.Create(branchTemp, 0o600)
+	if err != nil {
+		return err
+	}
+	w := io.NewOffsetWriter(f, 0)
+	_, err = w.Write(branch.AppendHead(nil, &branch.Head{Session: x.Session, Client: x.Client, Began: x.Began}))
+	if err == nil {
+		_, err = io.Copy(w, io.NewSectionReader(old, int64(size), int64(x.Size-size)))
+	}
+	if err == nil {
+		err = f.Datasync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := b.dir.Rename(branchTemp, b.dir, branchName(x.Session), 0); err != nil {
+		return err
+	}
+	fresh := newBranch(x.Session)
+	if err := fresh.scan(b.dir); err != nil {
+		return err
+	}
+	b.known[x.Session] = fresh
+	b.bytes += int64(fresh.Size) - int64(x.Size)
 	return b.dir.Sync()
 }
 
@@ -236,11 +284,13 @@ func (b *branches) open(cage vfs.Dir, readOnly bool) error {
 		}
 		return true
 	})
-	for _, x := range b.known {
+	for id, x := range b.known {
 		if err == nil {
 			err = x.scan(dir)
 		}
-		b.bytes += int64(x.Size)
+		if b.bytes += int64(x.Size); x.Size == 0 && !x.Damaged {
+			delete(b.known, id) // not even its head was written: add goes over it
+		}
 	}
 	if err != nil {
 		dir.Close()
@@ -270,9 +320,13 @@ func (x *Branch) scan(dir vfs.Dir) error {
 	if r != nil {
 		x.Size = uint64(r.Size())
 	}
-	if x.Damaged = err != io.EOF; x.Damaged && status.Of(err) != status.Damaged && status.Of(err) != status.Version {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	if c := status.Of(err); c != status.Damaged && c != status.Version {
 		return err
 	}
+	x.Damaged = true
 	return nil
 }
 

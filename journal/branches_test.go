@@ -52,7 +52,7 @@ func TestBranches(t *testing.T) {
 		none, err := e.Branches()
 		require.NoError(t, err)
 		require.Empty(t, none)
-		require.Equal(t, status.NotFound, status.Of(e.DropBranch(e.ses)))
+		require.Equal(t, status.NotFound, status.Of(e.DropBranch(e.ses, 1<<62)))
 		d := e.make(proto.RootID, "d", proto.ModeDir|0o755)
 		f := e.file(d, "f", "content")
 
@@ -80,7 +80,7 @@ func TestBranches(t *testing.T) {
 		require.EqualValues(t, 1, list[0].Files)
 		require.EqualValues(t, len("onetwothree"), list[0].Bytes)
 		require.Equal(t, []uint32{0}, list[0].UIDs)
-		require.NoError(t, e.DropBranch(e.ses))
+		require.NoError(t, e.DropBranch(e.ses, 1<<62))
 		_, err = e.ReadBranch(e.ses, make([]byte, 1), 0)
 		require.Equal(t, status.NotFound, status.Of(err))
 		require.NoError(t, e.Close())
@@ -144,6 +144,17 @@ func TestTornBranch(t *testing.T) {
 			require.NoError(t, c.Close())
 		}
 	}
+	for _, size := range []int64{0, 5, 20} { // not even a head: it is as if it had not begun
+		change(func(f vfs.File, _ int64) { require.NoError(t, f.Truncate(size)) })
+		e, _ = openOn(t, disk)
+		list, err := e.Branches()
+		require.NoError(t, err)
+		require.Empty(t, list)
+		require.NoError(t, e.strand(1, f, 0, "one"))
+		require.NoError(t, e.strand(2, f, 0, "two"))
+		require.Len(t, e.stranded(e.ses), 2)
+		require.NoError(t, e.Close())
+	}
 	change(func(f vfs.File, size int64) { require.NoError(t, f.Truncate(size-2)) })
 	e, _ = openOn(t, disk)
 	require.Len(t, e.stranded(e.ses), 1)
@@ -164,9 +175,37 @@ func TestTornBranch(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, b.Damaged)
 	require.Equal(t, status.Damaged, status.Of(e.strand(9, f, 0, "x")))
-	require.NoError(t, e.DropBranch(e.ses))
+	require.NoError(t, e.DropBranch(e.ses, 1<<62))
 	require.NoError(t, e.strand(9, f, 0, "x"))
 	require.NoError(t, e.Close())
+}
+
+// What comes while a branch is being applied stays when that is done.
+func TestBranchGrowsMeanwhile(t *testing.T) {
+	eachDisk(t, func(t *testing.T, fs vfs.FS) {
+		e, _ := openOn(t, fs)
+		f := e.file(proto.RootID, "f", "content")
+		require.NoError(t, e.strand(1, f, 0, "one"))
+		applied, err := e.Branch(e.ses)
+		require.NoError(t, err)
+		require.NoError(t, e.strand(2, f, 0, "two"))
+		require.NoError(t, e.DropBranch(e.ses, applied.Size))
+		for range 2 {
+			got := e.stranded(e.ses)
+			require.Len(t, got, 1)
+			require.Equal(t, "two", string(got[0].Data))
+			require.NoError(t, e.Close())
+			e, _ = openOn(t, fs)
+		}
+		require.NoError(t, e.strand(1, f, 0, "one"), "sent again")
+		b, err := e.Branch(e.ses)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, b.Writes)
+		require.NoError(t, e.DropBranch(e.ses, b.Size))
+		_, err = e.Branch(e.ses)
+		require.Equal(t, status.NotFound, status.Of(err))
+		require.NoError(t, e.Close())
+	})
 }
 
 // Who may not write to a file has no bytes for it kept either, and there is a bound for all together.

@@ -26,11 +26,11 @@ func Branch(ctx context.Context, j *journal.Journal, s *journal.Submission, op *
 	if op.Drop {
 		steps := []proto.PlanStep{{Action: "drop", Path: journal.BranchName(op.Session), Detail: fmt.Sprintf("%d bytes for %d files", b.Bytes, b.Files)}}
 		if !op.DryRun {
-			err = j.DropBranch(op.Session)
+			err = j.DropBranch(op.Session, b.Size)
 		}
 		return proto.Result{Plan: steps}, err
 	}
-	m := &merge{ctx: ctx, j: j, op: op, file: branchFile{j, op.Session}, last: map[int]proto.LSN{}}
+	m := &merge{ctx: ctx, j: j, op: op, file: branchFile{j, op.Session}, size: b.Size, last: map[int]proto.LSN{}}
 	res, err := j.Transact(ctx, s, journal.KindBranch, branchArgs(&b), op.DryRun, func(tx *journal.Tx) error {
 		m.tx = tx
 		return m.run()
@@ -40,7 +40,7 @@ func Branch(ctx context.Context, j *journal.Journal, s *journal.Submission, op *
 		err = conflict(m.steps)
 	}
 	if err == nil && !op.DryRun {
-		err = j.DropBranch(op.Session)
+		err = j.DropBranch(op.Session, b.Size)
 	}
 	return res, err
 }
@@ -57,6 +57,7 @@ type merge struct {
 	tx    *journal.Tx
 	op    *proto.Branch
 	file  branchFile
+	size  uint64 // of it; what comes later is not applied
 	steps []proto.PlanStep
 	last  map[int]proto.LSN // of steps: the newest change of the file, by others
 }
@@ -71,7 +72,7 @@ type branchFile struct {
 func (f branchFile) ReadAt(p []byte, off int64) (int, error) { return f.j.ReadBranch(f.id, p, off) }
 
 func (m *merge) run() error {
-	r, err := branch.NewReader(io.NewSectionReader(m.file, 0, 1<<62))
+	r, err := branch.NewReader(io.NewSectionReader(m.file, 0, int64(m.size)))
 	if err != nil {
 		return err
 	}

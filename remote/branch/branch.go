@@ -111,13 +111,14 @@ type Reader struct {
 	pos  int64 // behind what was read whole
 }
 
-// NewReader reads the head: status.Damaged if it is none, Version of another version.
+// NewReader reads the head: status.Damaged if it is none, with io.ErrUnexpectedEOF if it
+// may be the torn beginning of one; Version of another version.
 func NewReader(r io.Reader) (*Reader, error) {
 	br := &Reader{r: bufio.NewReaderSize(r, 64<<10)}
 	magic := make([]byte, len(Magic))
 	switch _, err := io.ReadFull(br.r, magic); {
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		return nil, damaged("it is too short for a branch")
+		return nil, headless()
 	case err != nil:
 		return nil, err
 	case string(magic[:len(Magic)-1]) != Magic[:len(Magic)-1]:
@@ -129,7 +130,7 @@ func NewReader(r io.Reader) (*Reader, error) {
 	body, err := br.frame()
 	if err != nil {
 		if err == io.EOF {
-			err = damaged("its head is cut off")
+			err = headless()
 		}
 		return nil, err
 	}
@@ -191,6 +192,10 @@ func torn(err error) error {
 }
 
 func damaged(what string) error { return status.Newf(status.Damaged, "read", "branch", "%s", what) }
+
+func headless() error {
+	return status.Newf(status.Damaged, "read", "branch", "it is too short for a branch: %w", io.ErrUnexpectedEOF)
+}
 
 // decoder takes values from the front of a payload. It fails once and stays failed.
 type decoder struct {

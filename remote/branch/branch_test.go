@@ -73,6 +73,7 @@ func TestTornEnd(t *testing.T) {
 		_, got, size, err := readAll(file[:n])
 		if n < first {
 			require.Equal(t, status.Damaged, status.Of(err), "cut at %d", n)
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 			continue
 		}
 		require.Equal(t, io.EOF, err, "cut at %d", n)
