@@ -256,7 +256,7 @@ func TestLocksOutliveConnections(t *testing.T) {
 	require.Eventually(t, func() bool { return l.state(far).Ops == 0 }, 10*time.Second, 20*time.Millisecond)
 	newLocker(t, far).do("open r file ro", "close r")
 	require.Equal(t, "EIO", a.ask("close f"), "it is told that a write was lost, and no reader before")
-	a.do("close g")
+	require.Equal(t, "EIO", a.ask("close g"), "and whoever else may have written")
 	a.do("open f file rw")
 	require.Equal(t, `"next"`, a.ask("read f 0 4"), "what came too late is nowhere")
 	require.Equal(t, "EAGAIN", a.ask("posix f ex 0 1 try"))

@@ -93,7 +93,12 @@ func (h *torment) prepare(mounts, each int) {
 	t := h.t
 	h.server = h.newServer(h.export, "--lease-term", tortureTerm.String())
 	require.NoError(t, os.Mkdir(filepath.Join(h.export, "shared"), 0o755))
-	for name, content := range map[string]string{"log": "", "counter": fmt.Sprintf("%10d", 0), "token": "", "big": strings.Repeat("x", 4<<20)} {
+	for i := range mounts {
+		dir := filepath.Join(h.export, fmt.Sprint("victims", i))
+		require.NoError(t, os.Mkdir(dir, 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "big"), make([]byte, 4<<20), 0o644))
+	}
+	for name, content := range map[string]string{"log": "", "counter": fmt.Sprintf("%10d", 0), "token": ""} {
 		require.NoError(t, os.WriteFile(filepath.Join(h.export, "shared", name), []byte(content), 0o644))
 	}
 	h.server.start()
@@ -207,11 +212,12 @@ func (h *torment) stopped(i int, d time.Duration) {
 
 // victim starts a process that uses a mount, silences the server for it, and kills it.
 func (h *torment) victim(i int) {
-	shared := filepath.Join(h.mounts[i], "shared")
-	scripts := []string{"cat big >/dev/null", "ls -lR ..", "dd if=/dev/zero of=victim bs=64k count=400", "exec 3<>victim; flock 3; cat <&3", "rm -f victim; touch victim", "find .. -exec stat {} +"}
+	// In a directory that nobody else looks up: who waits for another's look-up the kernel does not let go.
+	own := filepath.Join(h.mounts[i], fmt.Sprint("victims", i))
+	scripts := []string{"cat big >/dev/null", "ls -lR .", "dd if=/dev/zero of=victim bs=64k count=400", "exec 3<>victim; flock 3; cat <&3", "rm -f victim; touch victim", "find . -exec stat {} +"}
 	script := scripts[h.rand.IntN(len(scripts))]
 	// Not as Dir: this process, in which the proxies are, would wait for the change of directory.
-	cmd := exec.Command("sh", "-c", "cd "+shared+" && "+script)
+	cmd := exec.Command("sh", "-c", "cd "+own+" && "+script)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	require.NoError(h.t, cmd.Start())
 	h.pause(100 * time.Millisecond)
