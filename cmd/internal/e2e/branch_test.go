@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -51,6 +53,27 @@ func openToWrite(t *testing.T, name, content string) *os.File {
 	return f
 }
 
+// writeAway writes through a mount whose server is away. That needs the write leases, which a mount gives
+// up that has not written for a second; so where it waits for one after all, it begins again. begin and end are those of the absence.
+func writeAway(t *testing.T, before func(), begin, end func(), write func() error) {
+	t.Helper()
+	for range 10 {
+		before()
+		begin()
+		done := make(chan error, 1)
+		go func() { done <- write() }()
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+			return
+		case <-time.After(time.Second):
+		}
+		end()
+		require.NoError(t, <-done)
+	}
+	t.Fatal("the mount never has the write leases")
+}
+
 // TestBranch: a mount that is cut off for longer than the term of its leases keeps
 // what it has told its programs of, is refused what others have written
 // meanwhile, and nothing of that is lost: it is in a branch, which tells, shows, compares and applies it.
@@ -66,13 +89,19 @@ func TestBranch(t *testing.T) {
 	f := openToWrite(t, away+"/notes", "one\ntwo\nthree\n")
 	g := openToWrite(t, away+"/alone", "")
 	log := openToWrite(t, away+"/log", "first\n")
-	p.freeze()
-	for f, text := range map[*os.File]string{f: "ONE", g: "nobody else wants it", log: ""} {
-		_, err := f.WriteAt([]byte(text), 0)
-		require.NoError(t, err)
-	}
-	_, err := log.WriteAt([]byte("second\n"), 6)
-	require.NoError(t, err)
+	writeAway(t, func() {
+		require.NoError(t, log.Truncate(6))
+		for f, text := range map[*os.File]string{f: "one", g: "nobody", log: "first\n"} {
+			_, err := f.WriteAt([]byte(text), 0)
+			require.NoError(t, err)
+		}
+		l.run("cagefs", "sync", away)
+	}, p.freeze, p.thaw, func() error {
+		_, err := f.WriteAt([]byte("ONE"), 0)
+		_, gerr := g.WriteAt([]byte("nobody else wants it"), 0)
+		_, lerr := log.WriteAt([]byte("second\n"), 6)
+		return errors.Join(err, gerr, lerr)
+	})
 	fd, err := os.OpenFile(here+"/notes", os.O_WRONLY, 0)
 	require.NoError(t, err)
 	_, err = fd.WriteAt([]byte("2wo"), 4) // waits for the term
@@ -151,10 +180,15 @@ func TestUndelivered(t *testing.T) {
 	s.start()
 	m := l.mount(s, "--hard")
 	f := openToWrite(t, m+"/file", "old old")
-	s.kill()
-	_, err := f.WriteAt([]byte("new"), 4)
-	require.NoError(t, err)
-	_, err = l.try("cagefs", "umount", "--force", m)
+	writeAway(t, func() {
+		_, err := f.WriteAt([]byte("old old"), 0)
+		require.NoError(t, err)
+		l.run("cagefs", "sync", m)
+	}, s.kill, s.start, func() error {
+		_, err := f.WriteAt([]byte("new"), 4)
+		return err
+	})
+	_, err := l.try("cagefs", "umount", "--force", m)
 	require.Equal(t, int(cli.ExitInterrupted), exitCode(err))
 	require.ErrorContains(t, err, "not delivered: 1 change, 3 bytes of data; what programs had written is kept for: cagejournal branch import ")
 	f.Close()
