@@ -31,10 +31,19 @@ func undeliveredDir() (string, error) {
 	return filepath.Join(dir, "undelivered"), nil
 }
 
-// undeliveredName is how the files of a mount's process begin.
+// undeliveredName is how the files of a mount's process begin: with the end of
+// the mountpoint, in characters that mean nothing to a shell.
 func undeliveredName(mountpoint string, pid int) string {
-	return fmt.Sprintf("%s.%d", strings.ReplaceAll(strings.Trim(mountpoint, "/"), "/", "-"), pid)
+	name := strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || r == '.' || r == '_' {
+			return r
+		}
+		return '-'
+	}, strings.Trim(mountpoint, "/"))
+	return fmt.Sprintf("%s.%d", name[max(0, len(name)-maxMountName):], pid)
 }
+
+const maxMountName = 100
 
 // keep writes what a source has not delivered, whose session is closed. name is "" if that is nothing.
 func (s *source) keep(mountpoint string) (name string, err error) {

@@ -68,20 +68,21 @@ branch's bytes go over that, and files that are gone are left out.`
 		if args = args[1:]; len(args) < verb.least || len(args) > verb.most {
 			return cli.Usage("%s: %d arguments, it takes %d to %d", name, len(args), verb.least, verb.most)
 		}
-		changes := strings.HasSuffix(name, "apply") || strings.HasSuffix(name, "drop")
-		if changes {
+		asks := name == "branch apply" || name == "branch drop"
+		if asks {
 			if err := b.allowed(std, name); err != nil {
 				return err
 			}
 		}
+		changes := asks && !b.dryRun || name == "branch import"
 		where, err := b.where(name, args)
 		if err != nil {
 			return err
 		}
-		t, err := b.open(ctx, where, changes && !b.dryRun)
+		t, err := b.open(ctx, where, changes)
 		if status.Of(err) == status.LostLock { // what a mount had to say of it, once
 			fmt.Fprintln(std.Err, err)
-			t, err = b.open(ctx, where, changes && !b.dryRun)
+			t, err = b.open(ctx, where, changes)
 		}
 		if err != nil {
 			return err

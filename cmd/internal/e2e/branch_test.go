@@ -211,4 +211,12 @@ func TestUndelivered(t *testing.T) {
 	require.Contains(t, l.run("cagejournal", "branch", "import", kept), "in 1 files\n", "again")
 	l.run("cagejournal", "branch", "drop", s.branches()[0].Branch, s.addr+":/data", "-y")
 	require.Empty(t, s.branches())
+
+	// Offline as well.
+	s.stop()
+	require.Contains(t, l.run("cagejournal", "branch", "import", kept, "--dir", export), "in 1 files\n")
+	name := strings.Fields(l.run("cagejournal", "branch", "list", "--dir", export))[0]
+	require.Contains(t, l.run("cagejournal", "branch", "show", name, "--dir", export), "file  4-6\n")
+	l.run("cagejournal", "branch", "apply", name, "--dir", export, "-y", "--force")
+	require.Empty(t, l.run("cagejournal", "branch", "list", "--dir", export))
 }
