@@ -81,3 +81,50 @@ func TestNoLeaseWithoutPermission(t *testing.T) {
 		require.Equal(t, proto.WriteLease, rep.Attr.Lease.Mode, "nobody else has one of %s", name)
 	}
 }
+
+// Two sessions whose logs each hold a write under a lease that the other waits for
+// get on: what waits goes beside the logs, and the logs go on meanwhile.
+func TestTwoLogsInACycle(t *testing.T) {
+	r := serve(t, Options{})
+	a, x, genX, seqA := r.writer("x")
+	b, y, genY, seqB := r.writer("y")
+	want := func(p *peer, id proto.FileID) uint64 {
+		return p.send(wire.OpAcquire, &wire.AcquireReq{Wants: []proto.Want{{ID: id, Mode: proto.WriteLease}}})
+	}
+	wantY, wantX := want(a, y), want(b, x)
+	recalled := func(p *peer, id proto.FileID) {
+		for {
+			f, err := p.next()
+			require.NoError(t, err)
+			m, err := wire.DecodePush(f.head.Op, f.payload)
+			require.NoError(t, err)
+			if m, ok := m.(*wire.Recall); ok {
+				require.Equal(t, id, m.ID)
+				return
+			}
+		}
+	}
+	recalled(a, x)
+	recalled(b, y)
+	// Both have written under the lease that is recalled, and give it back behind that.
+	for _, w := range []struct {
+		p   *peer
+		id  proto.FileID
+		gen proto.Gen
+		seq proto.Seq
+	}{{a, x, genX, seqA}, {b, y, genY, seqB}} {
+		w.p.send(wire.OpReturn, &wire.ReturnReq{ID: w.id, Gen: w.gen, Seq: w.seq})
+		op := &proto.Write{ID: w.id, Data: []byte("logged")}
+		w.p.send(wire.ChangeOpcode(op), &wire.ChangeReq{Seq: w.seq, Gen: w.gen, Acked: w.seq - 1, Ident: self, Op: op})
+	}
+	for p, wanted := range map[*peer]uint64{a: wantY, b: wantX} {
+		got := map[wire.Opcode]bool{}
+		for range 3 {
+			f := p.reply()
+			require.False(t, f.head.IsError(), "%v", f.head.Op)
+			require.True(t, f.head.Op != wire.OpAcquire || f.head.ID == wanted)
+			got[f.head.Op] = true
+		}
+		require.True(t, got[wire.OpAcquire] && got[wire.OpReturn], "%v", got)
+	}
+}
