@@ -67,7 +67,7 @@ func (s *fileSystem) attrTimeout(ino *inode, a *proto.Attr, since int64) time.Du
 	if a.Lease.Mode == proto.NoLease {
 		return 0
 	}
-	if !ino.isDir() && s.isDisputed(ino) {
+	if !ino.isDir() && s.isDisputed(ino) || ino.altered.Load() != 0 {
 		return 0
 	}
 	ino.told.Store(true) // before the lease is looked at: see revoke
@@ -239,12 +239,26 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 // setAttr does it and tells the cache of the result.
 func (s *fileSystem) setAttr(ctx context.Context, who proto.Ident, ino *inode, op *proto.SetAttr) (proto.Attr, error) {
 	upto := ino.written()
+	defer s.altering(ino)()
 	res, err := s.do(ctx, who, op)
 	if err != nil {
 		return proto.Attr{}, err
 	}
 	s.inodes.own(ino, &res.Attr, upto)
 	return res.Attr, nil
+}
+
+// altering begins a change of ours of a file's attributes, and returns what ends it. Others see
+// the change before the kernel has our answer: until then it is to believe nothing that it was told before.
+func (s *fileSystem) altering(ino *inode) (end func()) {
+	if !s.leasing {
+		return func() {}
+	}
+	ino.altered.Add(1)
+	if ino.told.Load() {
+		s.kernel.attrs(ino.node)
+	}
+	return func() { ino.altered.Add(-1) }
 }
 
 // killsSetID reports whether a request may take setuid and setgid bits away.

@@ -44,6 +44,7 @@ type inode struct {
 	pages    atomic.Bool   // the kernel may have pages of it
 	paged    atomic.Bool   // it was given some since it was made to forget them
 	told     atomic.Bool   // it may believe attributes that it was given since it was made to forget them
+	altered  atomic.Int32  // changes of ours of its attributes that are on their way
 	disputed atomic.Int64  // fileSystem.now of the newest recall; 0: none
 	behind   atomic.Bool   // they may be older than what the cache was last compared with
 	stores   atomic.Int64  // handles through which it may be mapped to be written to

@@ -190,14 +190,17 @@ func (s *fileSystem) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, 
 	dir, ino := s.inodes.find(in.NodeId), s.inodes.find(in.Oldnodeid)
 	tenure := s.tenure(dir)
 	upto := ino.written()
+	end := s.altering(ino)
 	res, err := s.changeNames(ctx, &in.InHeader, &proto.Link{ID: ino.id, Dir: dir.id, Name: name}, dir)
 	if err == nil {
 		err = s.given(&res.Attr)
 	}
 	if err != nil {
+		end()
 		return s.errors.status("link", err)
 	}
 	s.inodes.own(ino, &res.Attr, upto)
+	end()
 	s.fillEntry(out, &res.Attr, s.nameTimeout(dir, tenure), since).seen(dir.id, name)
 	return fuse.OK
 }

@@ -154,3 +154,29 @@ func tellSightings(t *testing.T, names []string, found [][2]sighting, trips []ti
 	line("a bare round trip", sighting{rounds: len(trips), seen: trips})
 	return all.stale
 }
+
+// TestOwnChangeOnItsWay: what another mount sees of a change of attributes while the answer to it is on its
+// way, every process of the mount that makes it sees as well.
+func TestOwnChangeOnItsWay(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "")
+	s := l.newServer(l.mkdir("export"))
+	s.start()
+	p := newProxy(t, s.addr)
+	far, near := l.through(s, p), l.mount(s)
+	require.NoError(t, os.WriteFile(far+"/f", nil, 0o600))
+	mode := func(m string) os.FileMode {
+		t.Helper()
+		info, err := os.Lstat(m + "/f")
+		require.NoError(t, err)
+		return info.Mode().Perm()
+	}
+	p.slow(100 * time.Millisecond)
+	mode(far) // so that its kernel knows
+	const want = os.FileMode(0o640)
+	done := make(chan error, 1)
+	go func() { done <- os.Chmod(far+"/f", want) }()
+	awaitSight(t, func() (string, error) { return mode(near).String(), nil }, want.String())
+	require.Equal(t, want, mode(far))
+	require.NoError(t, <-done)
+}
