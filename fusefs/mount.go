@@ -100,7 +100,7 @@ func serve(point string, fd int, o *Options) (*Mounted, error) {
 		epochs: in.SupportsVersion(7, epochMinor),
 	}
 	for _, s := range m.fs {
-		s.kernel = told(kernel)
+		s.kernel = hearing(kernel)
 		s.notify = newDispatcher(s.tell, s.tellAll)
 	}
 	go m.serve(server)

@@ -2,7 +2,7 @@
 
 package fusefs
 
-func told(k kernel) kernel { return deaf{k} }
+func hearing(k kernel) kernel { return deaf{k} }
 
 // deaf is a kernel that is told nothing.
 type deaf struct{ kernel }

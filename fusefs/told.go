@@ -1,7 +1,0 @@
-//go:build !cage_deaf
-
-package fusefs
-
-// told is the kernel that a mount tells what is not valid any more. With the tag
-// cage_deaf it is one that does not listen, so that tests can show that they notice.
-func told(k kernel) kernel { return k }
