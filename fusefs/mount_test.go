@@ -413,17 +413,17 @@ func TestProcessesThatWaitCanBeKilled(t *testing.T) {
 	} {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 			t.Run(fmt.Sprint(name, " ", sig), func(t *testing.T) {
-				waitAndKill(t, d.a, "exec "+script, sig)
+				waitAndKill(t, "cd "+d.a+" && exec "+script, sig)
 			})
 		}
 	}
 	// The kernel tells the daemon of the first signal only, which the process
 	// handles when its system call is done.
 	t.Run("after a signal that it handles", func(t *testing.T) {
-		waitAndKill(t, d.a, "trap : USR1; read x < f", syscall.SIGUSR1, syscall.SIGKILL)
+		waitAndKill(t, "trap : USR1; cd "+d.a+"; read x < f", syscall.SIGUSR1, syscall.SIGKILL)
 	})
 	t.Run("by an urging signal that it handles", func(t *testing.T) {
-		waitAndKill(t, d.a, "trap 'exit 7' INT; read x < f; exit 7", syscall.SIGINT)
+		waitAndKill(t, "trap 'exit 7' INT; cd "+d.a+"; read x < f; exit 7", syscall.SIGINT)
 	})
 	d.ask("up a")
 }
@@ -479,9 +479,8 @@ func TestSignalsThatEndNoCall(t *testing.T) {
 
 // waitAndKill runs a script in the mount until it waits there, sends it
 // signals, of which it survives all but the last, and expects its end.
-func waitAndKill(t *testing.T, dir, script string, signals ...syscall.Signal) {
-	cmd := exec.Command("sh", "-c", script)
-	cmd.Dir = dir
+func waitAndKill(t *testing.T, script string, signals ...syscall.Signal) {
+	cmd := exec.Command("sh", "-c", script) // which goes to the mount by itself: with Dir, it would wait there before it has a trap
 	require.NoError(t, cmd.Start())
 	for _, sig := range signals {
 		soon(t, "it waits in the mount", func() bool {
