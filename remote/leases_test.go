@@ -2,11 +2,32 @@ package remote
 
 import (
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"cagefs.dev/cage/remote/simnet"
 	"cagefs.dev/cage/remote/wire"
 )
+
+// A server that is restarted over and over is found again each time well before the leases end that its
+// clients have, also when nobody waits for it.
+func TestBackWithinTheTerm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const term = 3 * time.Second
+		srv := newServer(t, simnet.New(1), 0)
+		srv.set(func() { srv.term = term })
+		s := srv.dial(srv.options())
+		for range 10 {
+			srv.stop()
+			time.Sleep(term / 3)
+			srv.start()
+			time.Sleep(term / 3)
+			require.Equal(t, Online, s.Status().State)
+		}
+	})
+}
 
 // A restarted server is told that a client is settled when the client has
 // forgotten all that it was told to forget, also before the connection, and not earlier.

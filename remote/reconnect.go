@@ -52,11 +52,20 @@ func (s *Session) reconnect(pause *time.Duration) *conn {
 		if !s.rest(*pause/2 + rand.N(*pause/2+1)) {
 			return nil
 		}
-		*pause = min(2**pause, maxPause)
+		*pause = min(2**pause, s.longestPause())
 		if c := s.tryConnect(); c != nil {
 			return c
 		}
 	}
+}
+
+// longestPause is how long at most the session waits between attempts to connect: where it has
+// leases, short enough to be back, whenever the server is, before they are over.
+func (s *Session) longestPause() time.Duration {
+	if t := term(&s.first); t > 0 {
+		return max(min(maxPause, t/8), minPause)
+	}
+	return maxPause
 }
 
 // rest pauses before an attempt to connect, no longer than askPause once
