@@ -1,15 +1,15 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,7 +30,7 @@ const (
 // CAGE_TORTURE_TIME says how long, CAGE_SEED with which faults.
 func TestTorture(t *testing.T) {
 	needRoot(t)
-	long := 6 * time.Second
+	long := 3 * time.Second
 	if accept {
 		long = 5 * time.Minute
 	}
@@ -43,8 +43,9 @@ func TestTorture(t *testing.T) {
 	}
 	l := newLab(t, "")
 	h := &torment{lab: l, rand: rand.New(rand.NewPCG(seed(t), 0)), export: l.mkdir("export"), done: map[string]int{},
-		shared: &arenaOfAll{certain: map[string]bool{}, maybe: map[string]bool{}, counts: map[int]string{}}}
+		shared: &arenaOfAll{certain: map[string]bool{}, maybe: map[string]bool{}, counts: map[int]string{}, names: map[string]int{}, vague: map[string]bool{}}}
 	h.prepare(3, 2)
+	t.Cleanup(h.story)
 	before := h.footprints()
 
 	stop := make(chan struct{})
@@ -56,6 +57,10 @@ func TestTorture(t *testing.T) {
 	for end := time.Now().Add(long); time.Now().Before(end) && len(failed) == 0; {
 		h.fault()
 	}
+	for range 20 { // so that what cuts leave behind has piled up in the last run of the server
+		h.proxies[h.rand.IntN(len(h.proxies))].cut()
+		h.pause(50 * time.Millisecond)
+	}
 	h.heal()
 	close(stop)
 	all.Wait()
@@ -66,10 +71,7 @@ func TestTorture(t *testing.T) {
 	for _, w := range h.workers {
 		ops, lost = ops+w.ops, lost+w.lost
 	}
-	t.Logf("%d operations, %d told of a loss; faults: %v; a killed process took %v at most", ops, lost, h.done, h.slowest.Round(time.Millisecond))
-	if h.done["away"] == 0 && h.done["stopped for long"] == 0 {
-		require.Zero(t, lost, "no mount was away for the term of its leases")
-	}
+	t.Logf("%d operations, %d told of a loss; faults: %v; %d of %d processes were there to be killed, one took %v at most", ops, lost, h.done, h.blocked, h.killed, h.slowest.Round(time.Millisecond))
 	require.Less(t, h.slowest, time.Second, "a process that is killed ends")
 	h.verdict()
 	h.nothingLeft(before)
@@ -86,17 +88,26 @@ type torment struct {
 	workers []*tortured
 	shared  *arenaOfAll
 	done    map[string]int // faults
-	slowest time.Duration  // from SIGKILL to the end of a process
+	trace   []string
+	slowest time.Duration // from SIGKILL to the end of a process
+	killed  int           // victims
+	blocked int           // of them, those that SIGKILL ended
 }
+
+// victims is a directory for the processes that are killed in a mount, and victimLines how many lines each appends there.
+func victims(mount int) string { return fmt.Sprint("victims", mount) }
+
+const victimLines = 200
 
 func (h *torment) prepare(mounts, each int) {
 	t := h.t
 	h.server = h.newServer(h.export, "--lease-term", tortureTerm.String())
 	require.NoError(t, os.Mkdir(filepath.Join(h.export, "shared"), 0o755))
 	for i := range mounts {
-		dir := filepath.Join(h.export, fmt.Sprint("victims", i))
+		dir := filepath.Join(h.export, victims(i))
 		require.NoError(t, os.Mkdir(dir, 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "big"), make([]byte, 4<<20), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "log"), nil, 0o644))
 	}
 	for name, content := range map[string]string{"log": "", "counter": fmt.Sprintf("%10d", 0), "token": ""} {
 		require.NoError(t, os.WriteFile(filepath.Join(h.export, "shared", name), []byte(content), 0o644))
@@ -108,7 +119,7 @@ func (h *torment) prepare(mounts, each int) {
 		h.mounts = append(h.mounts, h.through(h.server, p, "--hard"))
 		for j := range each {
 			w := &tortured{name: fmt.Sprintf("w%d%d", i, j), point: h.mounts[i], own: fmt.Sprintf("own%d%d", i, j), shared: h.shared,
-				rand: rand.New(rand.NewPCG(h.rand.Uint64(), 0)), files: map[string]*ownFile{}, dirs: map[string]bool{}}
+				rand: rand.New(rand.NewPCG(h.rand.Uint64(), 0)), files: map[string]*ownFile{}, dirs: map[string]bool{}, syms: map[string]string{}}
 			require.NoError(t, os.Mkdir(w.path(""), 0o755))
 			h.workers = append(h.workers, w)
 		}
@@ -131,6 +142,7 @@ func (h *torment) away(i int, begin, end func()) {
 			}
 		}
 	}
+	note()
 	begin()
 	time.Sleep(tortureAway)
 	note() // before somebody else is told of a loss than who wrote
@@ -144,7 +156,7 @@ func (h *torment) fault() {
 	i := h.rand.IntN(len(h.mounts))
 	p := h.proxies[i]
 	h.pause(400 * time.Millisecond)
-	name := "cut"
+	began, name := time.Now(), "cut"
 	switch n := h.rand.IntN(100); {
 	case n < 25:
 		for range 1 + h.rand.IntN(3) {
@@ -183,7 +195,18 @@ func (h *torment) fault() {
 		h.victim(i)
 	}
 	h.done[name]++
+	h.trace = append(h.trace, fmt.Sprintf("%s–%s %s %d", began.Format(stamp), time.Now().Format(stamp), name, i))
 }
+
+// story tells the last faults, when the test has failed.
+func (h *torment) story() {
+	if h.t.Failed() {
+		h.t.Logf("faults, of which mount:\n%s", strings.Join(h.trace[max(0, len(h.trace)-20):], "\n"))
+	}
+}
+
+// stamp is the form of times in the story.
+const stamp = "15:04:05.000"
 
 // back returns when a mount has delivered what it had while it was away, or lost it.
 func (h *torment) back(i int) {
@@ -210,17 +233,24 @@ func (h *torment) stopped(i int, d time.Duration) {
 	require.NoError(h.t, unix.Kill(pid, unix.SIGCONT))
 }
 
-// victim starts a process that uses a mount, silences the server for it, and kills it.
+// victim starts processes that use a mount, silences the server for them, and kills them.
 func (h *torment) victim(i int) {
 	// In a directory that nobody else looks up: who waits for another's look-up the kernel does not let go.
-	own := filepath.Join(h.mounts[i], fmt.Sprint("victims", i))
-	scripts := []string{"cat big >/dev/null", "ls -lR .", "dd if=/dev/zero of=victim bs=64k count=400", "exec 3<>victim; flock 3; cat <&3", "rm -f victim; touch victim", "find . -exec stat {} +"}
+	own := filepath.Join(h.mounts[i], victims(i))
+	h.killed++
+	lines := fmt.Sprintf("for n in $(seq %d); do echo victim%d.$n; done >>log", victimLines, h.killed)
+	scripts := []string{"cat big >/dev/null", "ls -lR .", "dd if=/dev/zero of=victim bs=64k count=400", "exec 3<>victim; flock 3; cat <&3",
+		"rm -f victim; touch victim", "find . -exec stat {} +", lines, lines}
 	script := scripts[h.rand.IntN(len(scripts))]
+	if script == lines {
+		h.shared.mayAppend(fmt.Sprint("victim", h.killed))
+	}
 	// Not as Dir: this process, in which the proxies are, would wait for the change of directory.
 	cmd := exec.Command("sh", "-c", "cd "+own+" && "+script)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Stderr = new(bytes.Buffer) // Wait waits for all that have it open
 	require.NoError(h.t, cmd.Start())
-	h.pause(100 * time.Millisecond)
+	h.pause(20 * time.Millisecond)
 	h.proxies[i].freeze()
 	h.pause(300 * time.Millisecond)
 	killed := time.Now()
@@ -236,6 +266,9 @@ func (h *torment) victim(i int) {
 		out, _ := exec.Command("sh", "-c", fmt.Sprintf("ps -eo pid,ppid,pgid,stat,wchan:30,args | awk '$3 == %d'; for p in $(ps -eo pid,pgid | awk '$2 == %d {print $1}'); do cat /proc/$p/task/*/stack; done", cmd.Process.Pid, cmd.Process.Pid)).CombinedOutput()
 		h.t.Errorf("a killed process does not end: %s\n%s", script, out)
 	}
+	if cmd.ProcessState != nil && cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() {
+		h.blocked++
+	}
 	h.slowest = max(h.slowest, time.Since(killed))
 	h.proxies[i].thaw()
 	<-ended
@@ -248,129 +281,4 @@ func (h *torment) heal() {
 		p.thaw()
 		unix.Kill(h.mountPID(h.mounts[i]), unix.SIGCONT)
 	}
-}
-
-// verdict compares what is there with what the workers know.
-func (h *torment) verdict() {
-	t := h.t
-	for i := range h.mounts {
-		h.back(i)
-	}
-	for _, dir := range append([]string{h.export}, h.mounts...) {
-		doubtful := 0
-		for _, w := range h.workers {
-			doubtful += w.compare(t, filepath.Join(dir, w.own))
-		}
-		h.sharedIn(t, filepath.Join(dir, "shared"))
-		t.Logf("%s: %d files may have lost what was not synced", filepath.Base(dir), doubtful)
-	}
-}
-
-// compare checks a worker's directory, and counts the files of which it does not know the content.
-func (w *tortured) compare(t testing.TB, dir string) (doubtful int) {
-	seen := 0
-	require.NoError(t, filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
-		if err != nil || path == dir {
-			return err
-		}
-		name, _ := filepath.Rel(dir, path)
-		if e.IsDir() {
-			require.True(t, w.dirs[name], "%s is a directory of %s that is not there", name, w.name)
-			return nil
-		}
-		f := w.files[name]
-		require.NotNil(t, f, "%s is a file of %s that is not there", name, w.name)
-		seen++
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		require.Equal(t, f.mode, info.Mode().Perm(), "%s of %s", name, w.name)
-		if f.doubt {
-			doubtful++
-			return nil
-		}
-		got, err := os.ReadFile(path)
-		if string(got) != string(f.content) {
-			t.Errorf("%s of %s in %s has %s, not %s", name, w.name, dir, brief(got), brief(f.content))
-		}
-		return err
-	}))
-	require.Len(t, w.files, seen, "files of %s", w.name)
-	for name := range w.dirs {
-		require.DirExists(t, filepath.Join(dir, name))
-	}
-	return doubtful
-}
-
-// sharedIn checks what all have done.
-func (h *torment) sharedIn(t testing.TB, dir string) {
-	log, err := os.ReadFile(filepath.Join(dir, "log"))
-	require.NoError(t, err)
-	times := map[string]int{}
-	for line := range strings.Lines(string(log)) {
-		line = strings.TrimSuffix(line, "\n")
-		require.True(t, h.shared.certain[line] || h.shared.maybe[line], "the log has %q, which nobody wrote", line)
-		if times[line]++; times[line] > 1 {
-			t.Errorf("the log has %s %d times", line, times[line])
-		}
-	}
-	for line := range h.shared.certain {
-		if times[line] != 1 {
-			t.Errorf("the log lacks %s, which was synced", line)
-		}
-	}
-	b, err := os.ReadFile(filepath.Join(dir, "counter"))
-	require.NoError(t, err)
-	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	require.NoError(t, err)
-	if sure := len(h.shared.counts); n < sure || n > sure+h.shared.unsure {
-		t.Errorf("the counter is %d after %d increments, and %d that failed", n, sure, h.shared.unsure)
-	}
-	require.FileExists(t, filepath.Join(dir, "token"))
-	h.shared.winners.Range(func(name, n any) bool {
-		require.FileExists(t, filepath.Join(dir, name.(string)))
-		require.EqualValues(t, 1, n.(*atomic.Int32).Load())
-		return true
-	})
-	t.Logf("%s: %d lines that were synced, %d that failed; counted to %d, %d failed", filepath.Base(filepath.Dir(dir)), len(h.shared.certain), len(h.shared.maybe), n, h.shared.unsure)
-}
-
-// footprint is what a process has.
-type footprint struct{ fds, threads int }
-
-func (h *torment) footprints() (out []footprint) {
-	for _, m := range h.mounts {
-		out = append(out, footprintOf(h.t, h.mountPID(m)))
-	}
-	return out
-}
-
-func footprintOf(t testing.TB, pid int) (f footprint) {
-	for sub, n := range map[string]*int{"fd": &f.fds, "task": &f.threads} {
-		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", pid, sub))
-		require.NoError(t, err)
-		*n = len(list)
-	}
-	return f
-}
-
-// nothingLeft checks that nothing has piled up in the mounts, and nothing stays behind them in the server.
-func (h *torment) nothingLeft(before []footprint) {
-	t := h.t
-	for i := range h.mounts {
-		var f footprint
-		require.Eventually(t, func() bool {
-			f = footprintOf(t, h.mountPID(h.mounts[i]))
-			return f.fds <= before[i].fds+4
-		}, 10*time.Second, 50*time.Millisecond, "a mount has %v, and had %v", &f, before[i])
-		t.Logf("mount %d: %d descriptors, %d threads; before %d and %d", i, f.fds, f.threads, before[i].fds, before[i].threads)
-		require.Less(t, f.threads, before[i].threads+60, "threads of a mount")
-	}
-	for _, m := range h.mounts {
-		h.umount(m)
-	}
-	require.Empty(t, strings.TrimSpace(h.server.admin("sessions", "--json")), "no session is left")
-	h.server.stop()
-	require.NoError(t, h.verify(h.export))
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,21 +22,24 @@ import (
 // arenaOfAll is what the workers of a torture share, and what they found there.
 type arenaOfAll struct {
 	holders atomic.Int32 // of the token: those who renamed it away and have not yet put it back
-	winners sync.Map     // of an exclusive name: how many made it, *atomic.Int32
 
 	mu      sync.Mutex
 	certain map[string]bool // appended lines that an fsync has confirmed
-	maybe   map[string]bool // those whose fsync failed: there once or never
+	maybe   map[string]bool // those whose fsync failed, or whose writer was killed: there once or never
 	counts  map[int]string  // values of the counter that an fsync has confirmed, and by whom
 	unsure  int             // increments whose fsync failed
+	names   map[string]int  // that all want to make and to remove: how often made, less how often removed
+	links   int             // hard links of the token that were made and not removed
+	vague   map[string]bool // names of which a call failed with EIO
 }
 
-// ownFile is what a worker knows of a file of its own directory.
-type ownFile struct {
-	content []byte
-	mode    os.FileMode
-	dirty   bool // written since the last fsync
-	doubt   bool // its mount was away for longer than the term while it was dirty
+// mayAppend says that a process that is to be killed appends its lines.
+func (a *arenaOfAll) mayAppend(victim string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for n := range victimLines {
+		a.maybe[fmt.Sprintf("%s.%d", victim, n+1)] = true
+	}
 }
 
 // tortured is a worker: it does things in a directory of its own, of which it
@@ -50,17 +54,20 @@ type tortured struct {
 	lost   int // operations that were told that an earlier write, or a lock, is lost
 
 	mu    sync.Mutex
-	files map[string]*ownFile
+	gone  time.Time           // when its mount was last known to be away
+	files map[string]*ownFile // by names; the names of one file have the same
 	dirs  map[string]bool
+	syms  map[string]string // symlinks and where they lead
 }
 
-// away says that the worker's mount is away for longer than the term of its leases,
-// or was until now: what it has written and not synced may be lost with the leases.
+// away says that the worker's mount will be away for longer than the term of its leases, is, or
+// was until now: what it has written and not synced may be lost with the leases.
 func (w *tortured) away() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.gone = time.Now()
 	for _, f := range w.files {
-		f.doubt = f.doubt || f.dirty
+		f.doubt()
 	}
 }
 
@@ -76,7 +83,7 @@ func (w *tortured) run(stop <-chan struct{}) error {
 		default:
 		}
 		what, err := w.step()
-		if forgivable(err) {
+		if forgivable(err) && w.excused() {
 			w.lost++
 			err = nil
 		}
@@ -87,26 +94,39 @@ func (w *tortured) run(stop <-chan struct{}) error {
 	}
 }
 
+// excused reports whether the worker's mount is, or was just now, away for so long that it may have lost something.
+func (w *tortured) excused() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Since(w.gone) < 2*tortureAway
+}
+
 func (w *tortured) step() (what string, err error) {
 	switch n := w.rand.IntN(100); {
-	case n < 30:
+	case n < 28:
 		return "write", w.write()
-	case n < 40:
+	case n < 36:
 		return "rename", w.rename()
-	case n < 48:
+	case n < 42:
 		return "remove", w.remove()
-	case n < 55:
+	case n < 46:
+		return "link", w.link()
+	case n < 50:
+		return "symlink", w.symlink()
+	case n < 57:
 		return "mkdir", w.mkdir()
 	case n < 62:
 		return "chmod", w.chmod()
 	case n < 70:
 		return "read", w.read()
-	case n < 82:
+	case n < 80:
 		return "append to the log", w.appendLine()
-	case n < 90:
+	case n < 87:
 		return "count", w.count()
-	case n < 95:
+	case n < 92:
 		return "make an exclusive name", w.exclusive()
+	case n < 96:
+		return "link the token", w.linkToken()
 	}
 	return "take the token", w.token()
 }
@@ -140,47 +160,48 @@ func (w *tortured) write() error {
 			name = slices.Sorted(maps.Keys(w.dirs))[0] + "/" + name
 		}
 		if f = w.files[name]; f == nil {
-			f = &ownFile{mode: 0o644}
+			f = &ownFile{synced: exactly(nil), mode: 0o644}
 		}
 	}
-	fd, err := os.OpenFile(w.path(name), os.O_RDWR|os.O_CREATE, 0o644)
+	op := ownWrite{letter: byte('a' + w.rand.IntN(26)), n: 1 + w.rand.IntN(9000), off: w.rand.IntN(len(f.synced.bytes) + 5000)}
+	flags, cut := os.O_RDWR|os.O_CREATE, false
+	switch w.rand.IntN(4) {
+	case 0:
+		flags |= os.O_APPEND
+		op.off = atEnd
+	case 1:
+		cut = true
+	}
+	fd, err := os.OpenFile(w.path(name), flags, 0o644)
 	if err != nil {
 		return err
 	}
 	defer fd.Close()
 	w.note(func() { w.files[name] = f })
-	data := bytes.Repeat([]byte{byte('a' + w.rand.IntN(26))}, 1+w.rand.IntN(9000))
-	off := w.rand.IntN(len(f.content) + 5000)
-	switch w.rand.IntN(3) {
-	case 0:
-		off = len(f.content)
-	case 1:
-		off = 0
-		w.note(func() { f.content, f.dirty, f.doubt = nil, true, false })
-		if err := fd.Truncate(0); err != nil {
-			w.note(func() { f.doubt = true })
-			return err
+	mine := len(f.pending)
+	if cut {
+		w.note(func() { f.pending = append(f.pending, ownWrite{cut: true, n: w.rand.IntN(2) * w.rand.IntN(3000)}) })
+		err = fd.Truncate(int64(f.pending[mine].n))
+	}
+	if err == nil {
+		w.note(func() { f.pending = append(f.pending, op) })
+		if data := bytes.Repeat([]byte{op.letter}, op.n); op.off == atEnd {
+			_, err = fd.Write(data)
+		} else {
+			_, err = fd.WriteAt(data, int64(op.off))
 		}
 	}
-	w.note(func() {
-		f.dirty = true
-		if end := off + len(data); end > len(f.content) {
-			f.content = append(f.content, make([]byte, end-len(f.content))...)
-		}
-		copy(f.content[off:], data)
-	})
-	if _, err := fd.WriteAt(data, int64(off)); err != nil {
-		w.note(func() { f.doubt = true })
-		return err
-	}
-	if w.rand.IntN(2) == 0 {
+	if err == nil && w.rand.IntN(2) == 0 {
 		return nil
 	}
-	if err := fd.Sync(); err != nil {
-		w.note(func() { f.doubt = true })
+	if err == nil {
+		err = fd.Sync()
+	}
+	if err != nil {
+		w.note(f.doubt)
 		return err
 	}
-	w.note(func() { f.dirty = false })
+	w.note(func() { f.confirm(mine) })
 	return nil
 }
 
@@ -193,11 +214,52 @@ func (w *tortured) rename() error {
 	if err := os.Rename(w.path(name), w.path(to)); err != nil {
 		return err
 	}
+	if w.files[to] == f { // two names of one file: nothing is to be done
+		return nil
+	}
 	w.note(func() {
 		delete(w.files, name)
 		w.files[to] = f
 	})
 	return nil
+}
+
+// link gives a file one more name.
+func (w *tortured) link() error {
+	name, f := w.pick()
+	to := fmt.Sprintf("l%d", w.rand.IntN(10))
+	if f == nil {
+		return nil
+	}
+	err := os.Link(w.path(name), w.path(to))
+	if w.files[to] != nil {
+		if !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("link to a name that is there: %w", err)
+		}
+		return nil
+	}
+	if err == nil {
+		w.note(func() { w.files[to] = f })
+	}
+	return err
+}
+
+// symlink makes a symlink, or removes one that is there.
+func (w *tortured) symlink() error {
+	name := fmt.Sprintf("s%d", w.rand.IntN(6))
+	if w.syms[name] != "" {
+		err := os.Remove(w.path(name))
+		if err == nil {
+			delete(w.syms, name)
+		}
+		return err
+	}
+	target := fmt.Sprintf("to/%s/%d", w.name, w.ops)
+	err := os.Symlink(target, w.path(name))
+	if err == nil {
+		w.syms[name] = target
+	}
+	return err
 }
 
 func (w *tortured) remove() error {
@@ -222,6 +284,9 @@ func (w *tortured) mkdir() error {
 		w.dirs[name] = true
 		return nil
 	}
+	if to := fmt.Sprintf("d%d", w.rand.IntN(4)); !w.dirs[to] {
+		return w.renameDir(name, to)
+	}
 	full := slices.ContainsFunc(slices.Collect(maps.Keys(w.files)), func(f string) bool { return strings.HasPrefix(f, name+"/") })
 	err := unix.Rmdir(w.path(name))
 	switch {
@@ -231,6 +296,23 @@ func (w *tortured) mkdir() error {
 		return fmt.Errorf("rmdir of a directory, full %v: %w", full, err)
 	}
 	delete(w.dirs, name)
+	return nil
+}
+
+func (w *tortured) renameDir(from, to string) error {
+	if err := os.Rename(w.path(from), w.path(to)); err != nil {
+		return err
+	}
+	w.note(func() {
+		delete(w.dirs, from)
+		w.dirs[to] = true
+		for name, f := range maps.Clone(w.files) {
+			if rest, below := strings.CutPrefix(name, from+"/"); below {
+				delete(w.files, name)
+				w.files[to+"/"+rest] = f
+			}
+		}
+	})
 	return nil
 }
 
@@ -259,24 +341,10 @@ func (w *tortured) read() error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !f.doubt && !bytes.Equal(got, f.content) {
-		return fmt.Errorf("%s has %s, not %s", name, brief(got), brief(f.content))
+	if !f.settle(got) {
+		return fmt.Errorf("%s has %s, not %s", name, brief(got), f.now())
 	}
 	return nil
-}
-
-// brief is bytes as runs, for people.
-func brief(b []byte) string {
-	var out strings.Builder
-	for i := 0; i < len(b) && out.Len() < 200; {
-		n := i
-		for n < len(b) && b[n] == b[i] {
-			n++
-		}
-		fmt.Fprintf(&out, "%d×%q ", n-i, b[i])
-		i = n
-	}
-	return fmt.Sprintf("%d bytes: %s", len(b), &out)
 }
 
 func (w *tortured) common(name string) string { return filepath.Join(w.point, "shared", name) }
@@ -353,21 +421,63 @@ func (w *tortured) count() error {
 	return nil
 }
 
-// exclusive makes a name that all want to make.
+// exclusive makes a name that all want to make, or removes an earlier one.
 func (w *tortured) exclusive() error {
-	name := fmt.Sprintf("x%d", w.ops/8)
-	fd, err := os.OpenFile(w.common(name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-	if errors.Is(err, unix.EEXIST) {
+	n, change := w.ops/8, 1
+	if w.rand.IntN(3) == 0 {
+		n, change = w.rand.IntN(n+1), -1
+	}
+	name := fmt.Sprintf("x%d", n)
+	var err error
+	switch path := w.common(name); {
+	case change < 0:
+		err = os.Remove(path)
+	case n%4 == 0:
+		err = os.Mkdir(path, 0o755)
+	case n%4 == 1:
+		err = os.Symlink("token", path)
+	case n%4 == 2:
+		err = unix.Mkfifo(path, 0o644)
+	default:
+		var fd *os.File
+		if fd, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644); err == nil {
+			err = fd.Close()
+		}
+	}
+	w.shared.mu.Lock()
+	defer w.shared.mu.Unlock()
+	switch {
+	case err == nil:
+		w.shared.names[name] += change
+	case forgivable(err):
+		w.shared.vague[name] = true
+	case errors.Is(err, unix.EEXIST) || change < 0 && errors.Is(err, unix.ENOENT): // somebody else was first
 		return nil
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// linkToken makes a hard link of what all rename, or removes it again.
+func (w *tortured) linkToken() error {
+	path := w.common("link." + w.name)
+	change := 1
+	err := os.Remove(path)
+	if err == nil {
+		change = -1
+	} else if errors.Is(err, unix.ENOENT) {
+		err = os.Link(w.common("token"), path)
+		if errors.Is(err, unix.ENOENT) { // somebody has it
+			return nil
+		}
 	}
-	n, _ := w.shared.winners.LoadOrStore(name, new(atomic.Int32))
-	if n.(*atomic.Int32).Add(1) != 1 {
-		err = fmt.Errorf("%s was made twice", name)
+	w.shared.mu.Lock()
+	defer w.shared.mu.Unlock()
+	if forgivable(err) {
+		w.shared.vague["token"] = true
+	} else if err == nil {
+		w.shared.links += change
 	}
-	return errors.Join(err, fd.Close())
+	return err
 }
 
 // token renames a file away and back, which at any time one can have done.
