@@ -266,12 +266,12 @@ func (h *torment) victim(i int) {
 		out, _ := exec.Command("sh", "-c", fmt.Sprintf("ps -eo pid,ppid,pgid,stat,wchan:30,args | awk '$3 == %d'; for p in $(ps -eo pid,pgid | awk '$2 == %d {print $1}'); do cat /proc/$p/task/*/stack; done", cmd.Process.Pid, cmd.Process.Pid)).CombinedOutput()
 		h.t.Errorf("a killed process does not end: %s\n%s", script, out)
 	}
-	if cmd.ProcessState != nil && cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() {
-		h.blocked++
-	}
 	h.slowest = max(h.slowest, time.Since(killed))
 	h.proxies[i].thaw()
 	<-ended
+	if cmd.ProcessState != nil && cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() {
+		h.blocked++
+	}
 }
 
 // heal ends all faults.

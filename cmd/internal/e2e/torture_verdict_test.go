@@ -18,13 +18,6 @@ func (h *torment) verdict() {
 	for i := range h.mounts {
 		h.back(i)
 	}
-	for _, dir := range append([]string{h.export}, h.mounts...) {
-		for _, w := range h.workers {
-			w.compare(t, filepath.Join(dir, w.own), dir != h.export)
-		}
-		h.linesIn(dir)
-		h.sharedIn(filepath.Join(dir, "shared"), dir != h.export)
-	}
 	unclear, all := 0, 0
 	for _, w := range h.workers {
 		for _, f := range w.files {
@@ -32,9 +25,17 @@ func (h *torment) verdict() {
 			if !f.now().certain() {
 				unclear++
 			}
+			f.confirm(len(f.pending)) // all is at the server: nobody sees anything else from now on
 		}
 	}
 	t.Logf("%d names of files, of %d of which what was not synced may be lost", all, unclear)
+	for _, dir := range append([]string{h.export}, h.mounts...) {
+		for _, w := range h.workers {
+			w.compare(t, filepath.Join(dir, w.own), dir != h.export)
+		}
+		h.linesIn(dir)
+		h.sharedIn(filepath.Join(dir, "shared"), dir != h.export)
+	}
 }
 
 // compare checks a worker's directory. Links can be counted in mounts only: on the server's disk
