@@ -136,7 +136,8 @@ type openFile struct {
 	tell bool        // it is open for writing: its close tells what failed
 	lost atomic.Bool // a lock that was taken through it is lost: nothing goes any more
 
-	told atomic.Uint64 // of the session's Failures: those that who has it open has been told of
+	told  atomic.Uint64 // of the session's Failures: those that who has it open has been told of
+	heard atomic.Bool   // a close told of a failure; the last one was heard
 }
 
 // fmodeExec is in the flags of an open by execve(2): permission to execute was
@@ -241,6 +242,9 @@ func (s *fileSystem) opened(op opening, news uint64, who proto.Ident, flags uint
 
 // closeFile ends a handle.
 func (s *fileSystem) closeFile(h *handle[*openFile]) {
+	if h.it.heard.Load() {
+		s.session.TakeError(h.it.ino.id)
+	}
 	f := h.it
 	raise(&f.ino.logged, uint64(f.file.Logged()))
 	s.unlockAll(f)
@@ -480,7 +484,13 @@ func (s *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if !h.it.tell {
 		return fuse.OK
 	}
-	return s.errors.status("close", s.failed(h.it))
+	// The child of a fork closes as well when it starts a program, and hears nothing: whoever has it
+	// open still is told again.
+	_, err := s.session.FailedSince(id, h.it.told.Load())
+	if err != nil {
+		h.it.heard.Store(true)
+	}
+	return s.errors.status("close", err)
 }
 
 // Fsync implements fuse.RawFileSystem. The session's log keeps the order, so

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -112,6 +113,9 @@ func TestBranch(t *testing.T) {
 	require.Equal(t, "first\n", string(b))
 	p.thaw()
 
+	// A program that is started closes what this one has open, and is not the one to hear of it.
+	require.Eventually(t, func() bool { return l.state(away).Ops == 0 }, 10*time.Second, 10*time.Millisecond)
+	require.NoError(t, exec.Command("true").Run())
 	_, err = l.try("cagefs", "sync", away)
 	require.ErrorContains(t, err, "kept in branch", "it is told, and is not the last to tell")
 	require.ErrorIs(t, f.Sync(), unix.EIO, "whoever wrote is told")
@@ -190,7 +194,7 @@ func TestUndelivered(t *testing.T) {
 	})
 	_, err := l.try("cagefs", "umount", "--force", m)
 	require.Equal(t, int(cli.ExitInterrupted), exitCode(err))
-	require.ErrorContains(t, err, "not delivered: 1 change, 3 bytes of data; what programs had written is kept for: cagejournal branch import ")
+	require.ErrorContains(t, err, "not delivered: 1 change, 3 bytes of data of file; what programs had written is kept for: cagejournal branch import ")
 	f.Close()
 	command := strings.Fields(err.Error()[strings.Index(err.Error(), "cagejournal branch import"):])
 	kept := command[len(command)-1]
