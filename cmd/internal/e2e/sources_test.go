@@ -214,10 +214,14 @@ func TestOneSourceGone(t *testing.T) {
 	writeFile(t, filepath.Join(mb, "f"), "b")
 	f, err := os.Create(filepath.Join(mb, "late"))
 	require.NoError(t, err)
-	l.run("cagefs", "sync", m)
-	b.kill()
-	_, err = f.WriteString("written while the server is gone")
-	require.NoError(t, err)
+	writeAway(t, func() {
+		_, err := f.WriteAt([]byte("-"), 0)
+		require.NoError(t, err)
+		l.run("cagefs", "sync", m)
+	}, b.kill, b.start, func() error {
+		_, err := f.WriteAt([]byte("written while the server is gone"), 0)
+		return err
+	})
 	require.NoError(t, f.Close())
 
 	soon(t, "list the root", func() error {
