@@ -12,7 +12,7 @@ build: ## the commands, into bin/
 
 # Most of these wait for disks and timers: more of them at a time than there are processors.
 test: build ## all tests that a change must pass (under 5 minutes; needs root or fusermount3)
-	$(GO) test -count=1 -parallel 4 ./...
+	$(GO) test -count=1 -parallel 6 ./...
 
 race: ## the tests of all packages under the race detector, without those that drive binaries
 	$(GO) test -count=1 -race $$($(GO) list ./... | grep -v '/cmd/internal/e2e$$')
