@@ -2,9 +2,9 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -276,51 +276,58 @@ func TestBlockedProcessesDie(t *testing.T) {
 		{"sh", "-c", "echo x >>" + m + "/log"}, {"chmod", "600", m + "/file"}, {"df", m}, {"flock", m + "/log", "true"},
 		{"tar", "cf", "/dev/null", m}, {"grep", "-r", "x", m}, {"sh", "-c", "cd " + m + "/dir && ls"}, {"mknod", m + "/fifo", "p"},
 	}
+	// All at once: who waits for a name that another looks up, or for its directory,
+	// waits in the kernel, and goes with the other.
+	blocked := make(map[*exec.Cmd]chan struct{})
 	for _, args := range commands {
-		t.Run(args[0], func(t *testing.T) {
-			t.Parallel()
-			cmd := exec.Command(args[0], args[1:]...)
-			require.NoError(t, cmd.Start())
-			ended := make(chan struct{})
-			go func() { cmd.Wait(); close(ended) }()
-			select {
-			case <-ended:
-				require.Equal(t, "df", args[0], "it ended although nobody answered: %v", cmd.ProcessState)
-				require.True(t, cmd.ProcessState.Success())
-				return
-			case <-time.After(700 * time.Millisecond):
-				if args[0] == "df" {
-					<-ended
-					return
-				}
-			}
-			require.NoError(t, cmd.Process.Kill())
-			select {
-			case <-ended:
-				require.Equal(t, syscall.SIGKILL, cmd.ProcessState.Sys().(syscall.WaitStatus).Signal())
-			case <-time.After(time.Second):
-				t.Error("still there a second after SIGKILL")
-				p.thaw()
-				<-ended
-			}
-		})
-	}
-	t.Run("umount can be interrupted", func(t *testing.T) {
-		t.Parallel()
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, filepath.Join(l.bin, "cagefs"), "umount", m)
-		cmd.Env = l.env
-		var errs bytes.Buffer
-		cmd.Stderr = &errs
+		cmd := exec.Command(args[0], args[1:]...)
 		require.NoError(t, cmd.Start())
-		time.AfterFunc(500*time.Millisecond, func() { cmd.Process.Signal(os.Interrupt) })
-		err := cmd.Wait()
-		require.Equal(t, 9, exitCode(err), "%v: %s", err, &errs)
-		require.Contains(t, mountsBelow(l.dir), m)
-	})
-	t.Cleanup(func() { // when the parallel ones have ended
-		p.thaw()
-		l.umount(m)
-	})
+		ended := make(chan struct{})
+		go func() { cmd.Wait(); close(ended) }()
+		blocked[cmd] = ended
+	}
+	umount := exec.Command(filepath.Join(l.bin, "cagefs"), "umount", m)
+	umount.Env = l.env
+	var errs bytes.Buffer
+	umount.Stderr = &errs
+	require.NoError(t, umount.Start())
+
+	time.Sleep(time.Second) // in which nothing may happen
+	for cmd, ended := range blocked {
+		if cmd.Args[0] == "df" {
+			await(t, ended, 5*time.Second, cmd)
+			require.True(t, cmd.ProcessState.Success(), "df waits for nobody")
+			delete(blocked, cmd)
+			continue
+		}
+		select {
+		case <-ended:
+			assert.Fail(t, "it ended although nobody answered", "%s: %v", cmd.Args, cmd.ProcessState)
+		default:
+		}
+	}
+	require.NoError(t, umount.Process.Signal(os.Interrupt))
+	require.Equal(t, 9, exitCode(umount.Wait()), "%s", &errs)
+	require.Contains(t, mountsBelow(l.dir), m)
+
+	for cmd := range blocked {
+		require.NoError(t, cmd.Process.Kill())
+	}
+	for cmd, ended := range blocked {
+		await(t, ended, time.Second, cmd)
+		require.Equal(t, syscall.SIGKILL, cmd.ProcessState.Sys().(syscall.WaitStatus).Signal(), "%s", cmd.Args)
+	}
+	p.thaw()
+	l.umount(m)
+}
+
+// await fails the test if a process does not end in time.
+func await(t testing.TB, ended chan struct{}, within time.Duration, cmd *exec.Cmd) {
+	t.Helper()
+	select {
+	case <-ended:
+	case <-time.After(within):
+		stack, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stack", cmd.Process.Pid))
+		require.Fail(t, "it is still there", "%s after %v:\n%s", cmd.Args, within, stack)
+	}
 }
