@@ -164,7 +164,6 @@ func (j *Journal) loosenLocked() map[proto.FileID]*loose {
 type checkpointData struct {
 	lsn      proto.LSN // everything up to it is applied
 	boot     uint32
-	lockBoot uint32
 	clean    bool
 	fs       uint64    // id of the file system
 	cage     vfs.Ident // of the journal's directory: a copy has another
@@ -197,13 +196,13 @@ func (j *Journal) snapshotLocked() *checkpointData {
 		lsn = j.log.Durable()
 	}
 	j.queueMu.Unlock()
-	ck := &checkpointData{lsn: lsn, boot: j.boot, lockBoot: j.lockBoot, clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}}
+	ck := &checkpointData{lsn: lsn, boot: j.boot, clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}}
 	for n, name := range j.clients {
 		ck.clients[n] = name
 	}
 	for id, s := range j.sessions {
 		c := newSession(s.client, s.key)
-		c.leased, c.since, c.void = s.leased, s.since, maps.Clone(s.void)
+		c.leased, c.since, c.void, c.locks = s.leased, s.since, maps.Clone(s.void), s.locks
 		for seq, r := range s.results {
 			if r.lsn <= lsn {
 				c.results[seq] = r
@@ -226,7 +225,7 @@ const (
 	checkpointName    = "checkpoint"
 	checkpointTemp    = "checkpoint.new"
 	checkpointMagic   = "CAGECKP\n"
-	checkpointVersion = 5
+	checkpointVersion = 6
 	checkpointHeader  = len(checkpointMagic) + 8
 )
 
@@ -339,7 +338,7 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 		num(uint64(len(s)))
 		b = append(b, s...)
 	}
-	num(checkpointVersion, uint64(ck.lsn), uint64(ck.boot), uint64(ck.lockBoot), bit(ck.clean), ck.fs, ck.cage.Ino, uint64(ck.cage.Btime), ck.root.Ino, uint64(ck.root.Btime), uint64(ck.nextID))
+	num(checkpointVersion, uint64(ck.lsn), uint64(ck.boot), bit(ck.clean), ck.fs, ck.cage.Ino, uint64(ck.cage.Btime), ck.root.Ino, uint64(ck.root.Btime), uint64(ck.nextID))
 	num(uint64(len(ck.clients)))
 	for n, name := range ck.clients {
 		num(uint64(n))
@@ -347,7 +346,7 @@ func encodeCheckpoint(ck *checkpointData) []byte {
 	}
 	num(uint64(len(ck.sessions)))
 	for id, s := range ck.sessions {
-		num(uint64(id), uint64(s.client), uint64(s.last), bit(s.leased), uint64(s.since), uint64(len(s.void)))
+		num(uint64(id), uint64(s.client), uint64(s.last), bit(s.leased), uint64(s.since), bit(s.locks.Lost), bit(s.locks.Modes), uint64(len(s.void)))
 		for id, v := range s.void {
 			num(uint64(id), uint64(v.upTo.Boot), v.upTo.Counter, uint64(v.since))
 		}
@@ -464,7 +463,7 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 	if v := d.num(); v != checkpointVersion {
 		return nil, status.Newf(status.Version, "", "", "it is of version %d, this program reads %d", v, checkpointVersion)
 	}
-	ck := &checkpointData{lsn: proto.LSN(d.num()), boot: uint32(d.num()), lockBoot: uint32(d.num()), clean: d.num() == 1, fs: d.num(),
+	ck := &checkpointData{lsn: proto.LSN(d.num()), boot: uint32(d.num()), clean: d.num() == 1, fs: d.num(),
 		cage: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, root: vfs.Ident{Ino: d.num(), Btime: int64(d.num())}, nextID: proto.FileID(d.num()),
 		clients: map[uint32]string{}, sessions: map[proto.SessionID]*session{}, lost: lost{}}
 	for range d.count() {
@@ -475,7 +474,7 @@ func decodeCheckpoint(b []byte) (*checkpointData, error) {
 		id := proto.SessionID(d.num())
 		s := newSession(uint32(d.num()), "")
 		s.recorded, s.last = true, proto.Seq(d.num())
-		s.leased, s.since = d.num() == 1, proto.LSN(d.num())
+		s.leased, s.since, s.locks = d.num() == 1, proto.LSN(d.num()), LockState{Lost: d.num() == 1, Modes: d.num() == 1}
 		for range d.count() {
 			s.voidLease(proto.FileID(d.num()), void{proto.Gen{Boot: uint32(d.num()), Counter: d.num()}, proto.LSN(d.num())})
 		}

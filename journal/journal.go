@@ -102,18 +102,6 @@ func (j *Journal) Close() error { return j.close() }
 // Boot is the number of this start, from 1.
 func (j *Journal) Boot() uint32 { return j.boot }
 
-// LockBoot is the newest start, this one included, since which file locks were
-// given to whoever asked, 0 if none: what a session had locked that was on line
-// in that run or a later one can be nobody else's.
-func (j *Journal) LockBoot() uint32 {
-	j.planMu.Lock()
-	defer j.planMu.Unlock()
-	return j.lockBoot
-}
-
-// GiveLocks makes LockBoot this start, durably. It blocks for a sync of the log.
-func (j *Journal) GiveLocks() error { return j.giveLocks() }
-
 // Last returns the newest applied LSN.
 func (j *Journal) Last() proto.LSN { return j.appliedLSN() }
 

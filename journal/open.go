@@ -41,7 +41,6 @@ type core struct {
 	lost     lost
 	clients  map[uint32]string
 	clientNo map[string]uint32
-	lockBoot uint32
 
 	// viewMu: writers are applied records, readers are reads.
 	viewMu sync.RWMutex

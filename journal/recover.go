@@ -86,7 +86,7 @@ func (j *Journal) recover(ctx context.Context, ck *checkpointData) (*Report, err
 // loadState takes over what the checkpoint holds (step 1).
 func (r *recovery) loadState() {
 	j := r.j
-	j.nextID, j.idLimit, j.lockBoot = r.ck.nextID, r.ck.nextID, r.ck.lockBoot
+	j.nextID, j.idLimit = r.ck.nextID, r.ck.nextID
 	j.sessions = r.ck.sessions
 	if j.sessions == nil {
 		j.sessions = map[proto.SessionID]*session{}
@@ -206,8 +206,6 @@ func (r *recovery) state(rec *record.Record) {
 		j.nextID = j.idLimit
 	case record.Boot:
 		r.ck.boot = max(r.ck.boot, uint32(rec.Count))
-	case record.Locks:
-		j.lockBoot = uint32(rec.Count)
 	}
 	j.sessionReplay(rec)
 }

@@ -29,8 +29,9 @@ type session struct {
 	leased   bool                  // the log says that it may have leases
 	void     map[proto.FileID]void // its leases of these up to there are void
 	since    proto.LSN             // of the record that said whether it may have leases
-	last     proto.Seq             // newest operation that has a result, or is on its way to one
-	acked    proto.Seq             // results up to this one are dropped
+	locks    LockState
+	last     proto.Seq // newest operation that has a result, or is on its way to one
+	acked    proto.Seq // results up to this one are dropped
 	results  map[proto.Seq]result
 	held     map[proto.Seq]struct{} // of results, those that are in no record
 	pending  map[proto.Seq]*Ticket
@@ -190,6 +191,11 @@ func (j *Journal) sessionReplay(r *record.Record) {
 			ses.setLeases(r)
 		}
 		return
+	case record.Locks:
+		if ses := j.sessions[r.Session]; ses != nil {
+			ses.setLocks(r)
+		}
+		return
 	}
 	ses := j.sessions[r.Session]
 	if ses == nil || r.Seq == 0 {
@@ -273,19 +279,6 @@ func (j *Journal) Sessions() []proto.SessionID {
 		out = append(out, id)
 	}
 	return out
-}
-
-func (j *Journal) giveLocks() error {
-	j.planMu.Lock()
-	if j.lockBoot != j.boot && !j.opts.ReadOnly {
-		if err := j.log.Append(&record.Record{Kind: record.Locks, Count: uint64(j.boot)}); err != nil {
-			j.planMu.Unlock()
-			return err
-		}
-		j.lockBoot = j.boot
-	}
-	j.planMu.Unlock()
-	return j.log.Commit()
 }
 
 func (j *Journal) client(name string, max int) (uint32, error) {

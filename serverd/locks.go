@@ -1,6 +1,8 @@
 package serverd
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,10 +18,8 @@ import (
 // keeps them for a while (Options.Locks); its waits end with the connection, and
 // the client asks again. When it comes back it says what it holds, and hears what
 // of that is lost. After a restart the sessions from before have as long to
-// come back and take what they had, and until then nobody else gets anything. The
-// journal knows the newest run in which somebody else did: a client that missed
-// it gets nothing back, for others may have had its lock in that run and be done with
-// it (RFC 8881, section 8.4.3: the edge conditions).
+// come back and take what they had, and until then nobody else gets anything. Before
+// somebody gets what an absent session had, the journal knows that this one has lost it.
 
 // maxFileLocks and the waits are bounds that no use of locks comes near. A
 // session's locks are bounded by what its client can name when it comes back.
@@ -32,27 +32,30 @@ const (
 // locks is the locks of an export, and where to tell of the ends of waits. Safe
 // for concurrent use.
 type locks struct {
-	until time.Time    // sessions from before the start are waited for; set at construction
-	give  func() error // makes durable that whoever asks gets locks in this run; set at construction
-	since uint32       // the newest run before this one in which that was so; set at construction
+	until   time.Time // sessions from before the start are waited for; set at construction
+	journal *journal.Journal
 
 	mu     sync.Mutex                   // a leaf but for outq's
 	table  *lock.Table                  // guarded by mu
 	out    map[proto.SessionID]*outq    // guarded by mu; of the sessions that have a connection
 	absent map[proto.SessionID]struct{} // guarded by mu; sessions from before the start that are not back
-	given  bool                         // guarded by mu; give was done
+	lost   map[proto.SessionID]bool     // guarded by mu; have lost their locks, and have perhaps not heard of it
 }
 
 // newLocks waits for the sessions of an export until a time.
 func newLocks(j *journal.Journal, until time.Time) *locks {
 	l := &locks{
-		until: until, give: j.GiveLocks, since: j.LockBoot(), out: make(map[proto.SessionID]*outq), absent: make(map[proto.SessionID]struct{}),
+		until: until, journal: j, out: make(map[proto.SessionID]*outq),
+		absent: make(map[proto.SessionID]struct{}), lost: make(map[proto.SessionID]bool),
 		table: lock.New(lock.Limits{
 			SessionLocks: wire.MaxLocks, SessionWaits: maxSessionWaits, FileLocks: maxFileLocks, FileWaits: maxFileWaits,
 		}),
 	}
 	for _, id := range j.Sessions() {
 		l.absent[id] = struct{}{}
+	}
+	for id, s := range j.SessionLocks() {
+		l.lost[id] = s.Lost
 	}
 	return l
 }
@@ -78,9 +81,8 @@ var codes = map[lock.Outcome]status.Code{
 
 // resume makes a session's connection hear of its waits, and the client's list
 // the truth about what it has locked. It returns the places in the list of what
-// is lost. known says that the session had a connection in this run of the
-// server, reclaim that nobody else was given locks since it was on line.
-func (l *locks) resume(id proto.SessionID, q *outq, list []lock.Request, known, reclaim bool) (lost []uint32) {
+// is lost. known says that the session had a connection in this run of the server.
+func (l *locks) resume(id proto.SessionID, q *outq, list []lock.Request, known bool) (lost []uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.out[id] = q
@@ -92,9 +94,9 @@ func (l *locks) resume(id proto.SessionID, q *outq, list []lock.Request, known, 
 			lost = append(lost, uint32(i))
 		}
 	default:
-		grace := l.graceLocked()
+		reclaim := l.graceLocked() && !l.lost[id]
 		for i, r := range list {
-			if grace && reclaim {
+			if reclaim {
 				if outcome, _ := l.table.Lock(r); outcome == lock.Granted {
 					continue
 				}
@@ -123,27 +125,56 @@ func (l *locks) count(id proto.SessionID) int {
 	return l.table.Locks(id)
 }
 
-// drop takes its locks from a session, and returns how many there were.
-func (l *locks) drop(id proto.SessionID) int {
+// lose takes its locks from a session that is away, and returns how many there
+// were. It blocks for a sync of the journal. Where that fails, the session keeps them.
+func (l *locks) lose(id proto.SessionID) (int, error) {
+	n := l.count(id)
+	if n == 0 {
+		return 0, nil
+	}
+	if err := l.journal.LoseLocks(id); err != nil {
+		return 0, err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n := l.table.Locks(id)
+	l.lost[id] = true
 	l.tellLocked(l.table.Drop(id))
-	return n
+	return n, nil
 }
 
-// end is drop for a session that does not come back.
+// end is for a session that does not come back.
 func (l *locks) end(id proto.SessionID) {
-	l.drop(id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.tellLocked(l.table.Drop(id))
 	delete(l.absent, id)
+	delete(l.lost, id)
+}
+
+// loseAbsent gives up the sessions from before the start that did not come back
+// in time: they have lost what they had. It blocks for a sync of the journal.
+func (l *locks) loseAbsent() error {
+	l.mu.Lock()
+	ids := slices.Collect(maps.Keys(l.absent))
+	l.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := l.journal.LoseLocks(ids...); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		delete(l.absent, id)
+		l.lost[id] = true
+	}
+	return nil
 }
 
 // resumeLocks gives the connection's session its locks; see locks.resume.
 func (c *conn) resumeLocks(m *wire.HelloReq, rep *wire.HelloRep) []uint32 {
 	known := c.sess.wasHere()
-	reclaim := m.Boot < rep.Boot && m.Boot >= c.sess.exp.locks.since
 	list, places := make([]lock.Request, 0, len(m.Locks)), make([]uint32, 0, len(m.Locks))
 	var lost []uint32
 	if rep.Resumed {
@@ -155,7 +186,7 @@ func (c *conn) resumeLocks(m *wire.HelloReq, rep *wire.HelloRep) []uint32 {
 			list, places = append(list, c.sess.lockRequest(&l)), append(places, uint32(i))
 		}
 	}
-	for _, i := range c.sess.exp.locks.resume(c.sess.id, c.out, list, known, reclaim) {
+	for _, i := range c.sess.exp.locks.resume(c.sess.id, c.out, list, known) {
 		lost = append(lost, places[i])
 	}
 	return lost
@@ -232,19 +263,24 @@ func lockFile(c *call, m *wire.LockReq) (wire.Message, error) {
 // lock is lock.Table's Lock or Wait, once sessions from before a restart have what they had.
 func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome, later bool, err error) {
 	l.mu.Lock()
-	grace, given := l.graceLocked(), l.given
+	grace, lost := l.graceLocked(), l.lost[r.Owner.Session]
 	l.mu.Unlock()
 	if grace {
 		return 0, true, nil
 	}
-	if !given {
-		if err := l.give(); err != nil {
+	if err := l.loseAbsent(); err != nil {
+		return 0, false, err
+	}
+	if lost { // it would not ask for more if it had not heard of that
+		if err := l.journal.ToldLocks(r.Owner.Session); err != nil {
 			return 0, false, err
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.given = true
+	if lost {
+		delete(l.lost, r.Owner.Session)
+	}
 	var done []lock.Done
 	if wait == 0 {
 		outcome, done = l.table.Lock(r)

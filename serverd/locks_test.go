@@ -213,7 +213,9 @@ func TestLockLimits(t *testing.T) {
 	}
 	require.Equal(t, status.NoLocks, codeOf(err))
 	require.EqualValues(t, maxSessionWaits+2, n)
-	require.Equal(t, 1, x.drop(hello.Session))
+	require.Equal(t, 1, x.count(hello.Session))
+	x.end(hello.Session)
+	require.Zero(t, x.count(hello.Session))
 }
 
 // After a restart nobody gets a lock before those who had some are back, or have
@@ -375,4 +377,43 @@ func TestLocksOverCutConnections(t *testing.T) {
 	for _, s := range sessions {
 		require.NoError(t, s.Close(ctx))
 	}
+}
+
+// Who lost a lock while he was away, to somebody who has it or had it, does not get
+// it back because the server starts anew before he comes.
+func TestLockLostBeforeARestart(t *testing.T) {
+	disk := vfs.NewMem(1)
+	o := Options{Locks: 50 * time.Millisecond}
+	r, stop := serveDisk(t, disk, o)
+	p, hello := r.on()
+	q, other := r.on()
+	id := lockable(t, p, q)
+	mine := rangeLock(id, 1, 0, 9, true)
+	p.locked(mine)
+	p.tls.NetConn().Close()
+	require.Eventually(t, func() bool { _, err := q.lock(mine, 0); return err == nil }, patience, time.Millisecond)
+	q.unlock(mine)
+
+	keys := r.keys
+	restart := func(locks time.Duration) {
+		q.tls.NetConn().Close()
+		p.tls.NetConn().Close()
+		stop()
+		r, stop = serveDisk(t, disk, Options{State: r.state, Locks: locks})
+		r.keys = keys
+	}
+	back := func() wire.HelloRep {
+		var rep wire.HelloRep
+		p, rep = r.again(wire.HelloReq{Session: hello.Session, Boot: hello.Boot, NextSeq: 2, Opens: []proto.FileID{id}, Locks: []wire.Lock{mine}})
+		require.True(t, rep.Resumed)
+		return rep
+	}
+	restart(time.Hour)
+	require.Equal(t, []uint32{0}, back().LostLocks)
+	restart(time.Hour) // perhaps it has not heard that
+	require.Equal(t, []uint32{0}, back().LostLocks)
+	q, _ = r.again(wire.HelloReq{Session: other.Session, Boot: other.Boot, NextSeq: 1, Opens: []proto.FileID{id}})
+	p.locked(mine)
+	restart(time.Hour)
+	require.Empty(t, back().LostLocks, "it has it anew")
 }

@@ -241,8 +241,13 @@ func (s *Server) unlock(sess *session) {
 	if sess.current() != nil {
 		return
 	}
-	if n := sess.exp.locks.drop(sess.id); n > 0 {
-		s.log.Warn().Str("session", sessionText(sess.id)).Str("client", sess.name).Int("locks", n).Msg("locks of a lost session dropped")
+	s.loseLocks(sess)
+}
+
+func (s *Server) loseLocks(sess *session) {
+	n, err := sess.exp.locks.lose(sess.id)
+	if n > 0 || err != nil {
+		s.log.Warn().Err(err).Str("session", sessionText(sess.id)).Str("client", sess.name).Int("locks", n).Msg("locks of a lost session dropped")
 	}
 }
 
@@ -253,7 +258,7 @@ func (s *Server) disarm(sess *session) {
 	if sess.current() != nil {
 		return
 	}
-	sess.exp.locks.drop(sess.id)
+	s.loseLocks(sess)
 	if n := sess.dropOpens(); n > 0 {
 		s.log.Info().Str("session", sessionText(sess.id)).Int("files", n).Msg("open files of a lost session dropped")
 	}

@@ -33,7 +33,7 @@ const (
 	Prune                      // history below Upto is given up: its graves and segments may be gone
 	Allocate                   // blocks for bytes [Off, Off+Len) of ID are reserved; the size goes from OldSize to NewSize. Inverse: Truncate, where the size changed
 	Gap                        // between the time OldMtime and this record no server watched: changes found from here on that carry FlagGap may be from then
-	Locks                      // from here on the Count-th run of the server gives file locks to whoever asks, no more only to who had them before it
+	Locks                      // Session has lost its locks and modes (Count 0), has heard of that (Count 1), or may have modes (Count 2)
 	Leases                     // Session may have leases from here on (Count 1), or has none (Count 0), or those of the files in Value up to run Off of the server, number Len, are void (Count 2)
 
 	endKind // one more than the last
