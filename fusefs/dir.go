@@ -6,6 +6,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -132,7 +133,7 @@ func (s *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 	l.turn <- struct{}{}
 	if s.at == 0 {
 		s.tasks.Go(func() {
-			_, err := s.session.Open(ctx, l.head, l.ino.id, wire.OpenRead) // as open(2): what becomes of the mode does not matter
+			_, err := s.session.Open(ctx, l.head, l.ino.id, wire.OpenRead, lockset.NoMode) // as open(2): what becomes of the mode does not matter
 			l.kept <- err == nil
 		})
 	} else {

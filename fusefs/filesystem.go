@@ -11,6 +11,7 @@ import (
 
 	"cagefs.dev/cage/pagecache"
 	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -31,6 +32,7 @@ type fileSystem struct {
 	cache     *pagecache.Cache
 	at        proto.LSN
 	readOnly  bool
+	exclusive lockset.Mode
 	leasing   bool // what is told is true until the server recalls it; else, of a past state, for ever
 	nameValid time.Duration
 	attrValid time.Duration
@@ -69,6 +71,9 @@ func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
 	}
 	if s.leasing {
 		s.known = o.Known
+	}
+	if s.at == 0 {
+		s.exclusive = o.Exclusive
 	}
 	s.memory = newMemory(s.known)
 	s.errors.log = o.Log

@@ -10,6 +10,7 @@ import (
 
 	"cagefs.dev/cage/pagecache"
 	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -236,6 +237,10 @@ func (s *fileSystem) opened(op opening, news uint64, who proto.Ident, flags uint
 		ino.behind.Store(true)
 	}
 	ino.pages.Store(true)
+	if op.mode != lockset.NoMode {
+		s.lockers.add(f, remote.LockOwner{ID: a.ID, Kind: lockset.Opens})
+		f.lost.Store(!s.session.Reserved(a.ID)) // it may have been lost before
+	}
 	out.Fh = s.files.add(&handle[*openFile]{it: f, who: who, close: s.closeFile})
 	return kept
 }

@@ -3,6 +3,7 @@ package fusefs
 import (
 	"context"
 
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -117,30 +118,40 @@ func (s *fileSystem) knownName(dir proto.FileID, name string) (proto.Attr, bool)
 type opening struct {
 	told
 	held bool // the session has it open
+	mode lockset.Mode
+}
+
+// modeOf is what others may do with a file that is opened here.
+func (s *fileSystem) modeOf(flags uint32) lockset.Mode {
+	if s.exclusive != lockset.NoMode && flags&wire.OpenWrite == 0 {
+		return lockset.ReadShared
+	}
+	return s.exclusive
 }
 
 // open opens a file at the session, or, if it may, on the strength of an
 // earlier open by the same user. That the server does not know of, and
 // does not keep the file if it is removed.
 func (s *fileSystem) open(ctx context.Context, h wire.ReqHeader, id proto.FileID, flags uint32, mayRecall bool) (opening, error) {
+	mode := s.modeOf(flags)
 	known := func() (opening, bool) {
 		may, ok := recall(s, id, func(r *recollection) (bool, bool) { return r.allows(h.Ident, flags), true })
 		if !ok || !may {
 			return opening{}, false
 		}
 		k, ok := s.knownState(id)
-		return opening{k, false}, ok
+		return opening{k, false, lockset.NoMode}, ok
 	}
 	ask := func(ctx context.Context) (opening, error) {
 		r := s.remembering()
-		a, err := s.session.Open(ctx, h, id, flags)
+		a, err := s.session.Open(ctx, h, id, flags, mode)
 		if err == nil {
 			s.learnAttr(&a, r)
 			s.learn(id, r, func(m *recollection) { m.allow(h.Ident, flags) })
 		}
-		return opening{told{a, r.applied}, true}, err
+		return opening{told{a, r.applied}, true, mode}, err
 	}
-	if !mayRecall {
+	if !mayRecall || mode != lockset.NoMode {
 		return ask(ctx)
 	}
 	return orKnown(ctx, s, known, ask)

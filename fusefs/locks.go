@@ -85,7 +85,7 @@ func (l *lockers) poison(o remote.LockOwner) {
 // has it open believes that nobody else changes the file.
 func intact(lost *atomic.Bool) error {
 	if lost != nil && lost.Load() {
-		return status.Newf(status.LostLock, "use", "", "the file was open under a lock that is lost: close it")
+		return status.Newf(status.LostLock, "use", "", "the file was open under a lock or mode that is lost: close it")
 	}
 	return nil
 }
@@ -98,9 +98,10 @@ func (s *fileSystem) lostLock(o remote.LockOwner) {
 
 // lockOf is a request's owner and range.
 func (s *fileSystem) lockOf(in *fuse.LkIn, f *openFile) (remote.LockOwner, lockset.Lock) {
-	o := remote.LockOwner{At: s.at, ID: f.ino.id, Flock: in.LkFlags&fuse.LK_FLOCK != 0, Num: in.Owner}
+	o := remote.LockOwner{At: s.at, ID: f.ino.id, Num: in.Owner}
 	l := lockset.Lock{Start: in.Lk.Start, End: min(in.Lk.End, lockset.Max), Exclusive: in.Lk.Typ == syscall.F_WRLCK, PID: in.Lk.Pid}
-	if o.Flock {
+	if in.LkFlags&fuse.LK_FLOCK != 0 {
+		o.Kind = lockset.Flock
 		l.Start, l.End = 0, lockset.Max
 	}
 	return o, l
@@ -241,7 +242,9 @@ func (s *fileSystem) closedBy(id proto.FileID, owner uint64) {
 // unlockAll ends the locks that were taken through a handle and not ended with a close.
 func (s *fileSystem) unlockAll(f *openFile) {
 	for o := range s.lockers.take(f.ino.id, f) {
-		s.session.DropLocks(o)
+		if o.Kind != lockset.Opens { // a mode ends with the session's last open
+			s.session.DropLocks(o)
+		}
 	}
 }
 

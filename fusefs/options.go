@@ -13,6 +13,7 @@ import (
 
 	"cagefs.dev/cage/pagecache"
 	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
@@ -42,6 +43,10 @@ type Options struct {
 	AllowOther bool // other users than the one who mounts; always so for root
 	Debug      bool // log each request
 	ACL        bool // the kernel checks access control lists; without, it goes by the mode, and the server checks them
+
+	// Exclusive is the mode of files that are opened for writing, those that are opened
+	// to be read then have lockset.ReadShared. lockset.NoMode: none have one.
+	Exclusive lockset.Mode
 
 	// How long the kernel may answer from what it was told. 0: a second, which
 	// is also the most; negative: not at all.

@@ -84,7 +84,7 @@ func ask(t *testing.T, ctx context.Context, s *Session, g *hostile.Gen) {
 			t.Errorf("read %d of %d, size %d", n, len(p), size)
 		}
 	case 6, 7:
-		a, err := s.Open(ctx, h, id, wire.OpenRead)
+		a, err := s.Open(ctx, h, id, wire.OpenRead, lockset.NoMode)
 		attr(a, err, id)
 		if err == nil {
 			s.Release(id)
@@ -123,7 +123,7 @@ func ask(t *testing.T, ctx context.Context, s *Session, g *hostile.Gen) {
 	case 19:
 		s.Verify(ctx, true)
 	case 20:
-		o := LockOwner{ID: id, Num: g.Uint64N(3), Flock: g.IntN(2) == 0}
+		o := LockOwner{ID: id, Num: g.Uint64N(3), Kind: lockset.Kind(g.IntN(3))}
 		brief, stop := context.WithTimeout(ctx, 100*time.Millisecond)
 		a, err := s.Lock(brief, o, lockset.Whole(g.IntN(2) == 0), g.IntN(2) == 0)
 		stop()

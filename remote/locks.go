@@ -17,18 +17,18 @@ import (
 
 // LockOwner is who has a lock on which file.
 type LockOwner struct {
-	At    proto.LSN // 0: of the present; see wire.Lock
-	ID    proto.FileID
-	Flock bool
-	Num   uint64 // the caller's number of a process or of an open file
+	At   proto.LSN // 0: of the present; see wire.Lock
+	ID   proto.FileID
+	Kind lockset.Kind
+	Num  uint64 // the caller's number of a process or of an open file
 }
 
 func (o LockOwner) wire(l lockset.Lock) wire.Lock {
-	return wire.Lock{At: o.At, ID: o.ID, Owner: o.Num, Flock: o.Flock, Lock: l}
+	return wire.Lock{At: o.At, ID: o.ID, Owner: o.Num, Kind: o.Kind, Lock: l}
 }
 
 func ownerOf(l *wire.Lock) LockOwner {
-	return LockOwner{At: l.At, ID: l.ID, Flock: l.Flock, Num: l.Owner}
+	return LockOwner{At: l.At, ID: l.ID, Kind: l.Kind, Num: l.Owner}
 }
 
 // lockedFile is a file in one of its states.
@@ -166,7 +166,7 @@ func (s *Session) Lock(ctx context.Context, o LockOwner, l lockset.Lock, wait bo
 		case err != nil:
 			return attr, err
 		case rep.Later:
-			err = s.later(ctx, "lock", o)
+			err = status.Wrap(s.pause(ctx, laterPause), "lock", o.ID.String())
 		case !rep.Queued:
 			if rep.Attr.ID != 0 {
 				err = believeAttr(&rep.Attr, o.ID)
@@ -205,7 +205,7 @@ func (s *Session) beforeLock(ctx context.Context, w *lockWait) error {
 	defer s.mu.Unlock()
 	have := s.locks.held[o]
 	switch {
-	case o.Flock:
+	case o.Kind == lockset.Flock:
 		s.locks.set(o, nil) // the server gives up the old one first
 	case have.Covers(lockset.Lock{Start: l.Start, End: l.End}): // nobody can be in the way of that
 		w.lowered = have.Within(l.Start, l.End)
@@ -216,8 +216,11 @@ func (s *Session) beforeLock(ctx context.Context, w *lockWait) error {
 
 // weaker reports whether a request gives something up that the owner has.
 func (k *locks) weaker(o LockOwner, l lockset.Lock) bool {
+	if o.Kind == lockset.Opens {
+		return false
+	}
 	for _, have := range k.held[o].Within(l.Start, l.End) {
-		if have.Exclusive != l.Exclusive && (have.Exclusive || o.Flock) {
+		if have.Exclusive != l.Exclusive && (have.Exclusive || o.Kind == lockset.Flock) {
 			return true
 		}
 	}
@@ -254,14 +257,15 @@ func (s *Session) applied(ctx context.Context, seq proto.Seq) error {
 	}
 }
 
-func (s *Session) later(ctx context.Context, op string, o LockOwner) error {
+// pause waits. Errors: ctx's, and that of the session's end.
+func (s *Session) pause(ctx context.Context, d time.Duration) error {
 	select {
-	case <-time.After(laterPause):
+	case <-time.After(d):
 		return nil
 	case <-ctx.Done():
-		return status.Wrap(ctx.Err(), op, o.ID.String())
+		return ctx.Err()
 	case <-s.ended:
-		return closedError(op, o.ID.String())
+		return closedError("", "")
 	}
 }
 
@@ -333,7 +337,9 @@ func (k *locks) grant(w *lockWait) {
 	}
 	have := k.held[w.owner]
 	w.granted, w.before = true, have.Within(w.lock.Start, w.lock.End)
-	k.set(w.owner, have.Put(w.lock))
+	if w.owner.Kind != lockset.Opens || !have.Covers(w.lock) { // as the server has it
+		k.set(w.owner, have.Put(w.lock))
+	}
 }
 
 // lockDone takes the end of a wait from the server.
@@ -437,6 +443,12 @@ func (s *Session) undoLockLocked(w *lockWait) {
 		return
 	}
 	o, l := w.owner, w.lock
+	if o.Kind == lockset.Opens { // it ends with the last open, who else has the file open may rely on it
+		if s.opens[o.ID] == nil || s.opens[o.ID].count == 0 {
+			s.beginUnlockLocked(o, 0, lockset.Max)
+		}
+		return
+	}
 	if w.granted {
 		s.locks.set(o, s.locks.held[o].Cut(l.Start, l.End))
 		s.locks.put(o, w.before)

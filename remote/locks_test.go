@@ -119,7 +119,7 @@ func TestLockAfterAnInterruptedOne(t *testing.T) {
 					return h.Op == wire.OpUnwait
 				}
 			})
-			o, l := LockOwner{ID: 5, Num: 1, Flock: true}, lockset.Whole(false)
+			o, l := LockOwner{ID: 5, Num: 1, Kind: lockset.Flock}, lockset.Whole(false)
 			brief, interrupt := context.WithCancel(ctx)
 			ended := make(chan error)
 			go func() {

@@ -2,9 +2,13 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"math"
+	"time"
 
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
 	"cagefs.dev/cage/remote/wire"
 )
 
@@ -22,9 +26,87 @@ type open struct {
 	releasing chan struct{} // closed when the Release is answered; nil: none is on its way
 }
 
+// closing is how long an open that another client's forbids is tried again: of its
+// last close that one hears a little later than who closed.
+const closing = 250 * time.Millisecond
+
 // Open checks permission and keeps the file reachable until Release; the
-// session renews it after a reconnect or restart.
-func (s *Session) Open(ctx context.Context, h wire.ReqHeader, id proto.FileID, flags uint32) (proto.Attr, error) {
+// session renews it after a reconnect or restart. Mode is what others may do with the file until
+// the session has released all its opens of it; of several, the strongest counts. With one, when Open
+// returns all that others wrote is applied. A mode that is lost is a lost lock of the kind
+// lockset.Opens. Errors: status.Busy where another client's mode forbids the open, or his open the mode;
+// Locked where ctx ends while what he wrote is on its way.
+func (s *Session) Open(ctx context.Context, h wire.ReqHeader, id proto.FileID, flags uint32, mode lockset.Mode) (a proto.Attr, err error) {
+	for began := s.now(); ; {
+		if a, err = s.openOnce(ctx, h, id, flags); err == nil && mode != lockset.NoMode {
+			err = s.takeMode(ctx, id, mode, &a)
+		}
+		busy := status.Of(err) == status.Busy
+		again := status.Of(err) == status.Locked || busy && s.now()-began < closing
+		if again && s.pause(ctx, closing/10) == nil {
+			continue
+		}
+		if busy {
+			s.refused(id, err)
+		}
+		return a, err
+	}
+}
+
+// Refused is an open that somebody else's was in the way of.
+type Refused struct {
+	ID   proto.FileID
+	When time.Time
+	Why  string // who it was, and how he has it open
+}
+
+func (s *Session) refused(id proto.FileID, err error) {
+	r := &Refused{ID: id, When: time.Now(), Why: err.Error()}
+	var e *status.Error
+	if errors.As(err, &e) && e.Err != nil {
+		r.Why = e.Err.Error()
+	}
+	s.o.Log.Info().Stringer("file", id).Str("why", r.Why).Msg("an open was refused")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastRefused = r
+}
+
+// Reserved reports whether the session has a mode for a file.
+func (s *Session) Reserved(id proto.FileID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.locks.held[modeOwner(id)]) > 0
+}
+
+// takeMode takes a mode for a file that was just opened, or releases it.
+func (s *Session) takeMode(ctx context.Context, id proto.FileID, mode lockset.Mode, a *proto.Attr) error {
+	later, err := s.Lock(ctx, modeOwner(id), mode.Lock(), false)
+	if err == nil && !s.Leasing() {
+		if later.ID != 0 {
+			*a = later
+		}
+		return nil
+	}
+	if err == nil {
+		want := proto.Want{ID: id, Mode: proto.ReadLease}
+		if mode != lockset.ReadShared {
+			want.Mode = proto.WriteLease
+		}
+		var release func()
+		if release, err = s.Acquire(ctx, []proto.Want{want}); err == nil {
+			release()
+			return nil
+		}
+	}
+	s.Release(id)
+	return err
+}
+
+// modeOwner is the one owner of a file's mode in a session.
+func modeOwner(id proto.FileID) LockOwner { return LockOwner{ID: id, Kind: lockset.Opens} }
+
+func (s *Session) openOnce(ctx context.Context, h wire.ReqHeader, id proto.FileID, flags uint32) (proto.Attr, error) {
 	k := newCall(wire.OpOpen, &wire.OpenReq{ReqHeader: h, ID: id, Flags: flags})
 	k.forgotten = func(err error) { s.openedLocked(id, err); s.closeLocked(id) }
 	began := s.now()
@@ -104,6 +186,7 @@ func (s *Session) closeLocked(id proto.FileID) {
 	if o.count > 0 {
 		return
 	}
+	s.beginUnlockLocked(modeOwner(id), 0, lockset.Max)
 	if s.over || !o.granted {
 		delete(s.opens, id)
 		return

@@ -113,30 +113,31 @@ type Session struct {
 	wg      sync.WaitGroup // all goroutines
 	buffers sync.Pool      // of *[]byte: payloads of replies
 
-	mu       sync.Mutex
-	state    State           // guarded by mu, like all that follows
-	since    time.Time       // of state
-	closing  bool            // no new changes
-	over     bool            // no new requests
-	closeErr error           // of Close, once closed is closed
-	connErr  string          // why the connection was lost, or the last attempt failed
-	opErr    string          // the last failure of a logged operation
-	resumes  int             // reconnects that went on with the session
-	id       proto.SessionID // 0: the next connection asks for a new session
-	boot     uint32          // start of the server
-	log      *oplog.Log
-	synced   proto.Seq     // all up to it is durable on the server
-	lighter  chan struct{} // closed and replaced when the log gets an answer
-	queue    []*call       // for the main connection, in order
-	main     *conn         // nil while there is none
-	ports    []*port       // data connections of the main one
-	opens    map[proto.FileID]*open
-	locks    locks
-	leases   *lease.Table
-	resets   uint64        // how often the owner was told that nothing is to be relied on
-	settled  uint64        // of these, how many it has done what is to be done
-	settling chan struct{} // closed when it has done all; nil: it has
-	stale    bool          // the leases are over, and the reset is put off: see Options.Stale
+	mu          sync.Mutex
+	state       State           // guarded by mu, like all that follows
+	since       time.Time       // of state
+	closing     bool            // no new changes
+	over        bool            // no new requests
+	closeErr    error           // of Close, once closed is closed
+	connErr     string          // why the connection was lost, or the last attempt failed
+	opErr       string          // the last failure of a logged operation
+	resumes     int             // reconnects that went on with the session
+	id          proto.SessionID // 0: the next connection asks for a new session
+	boot        uint32          // start of the server
+	log         *oplog.Log
+	synced      proto.Seq     // all up to it is durable on the server
+	lighter     chan struct{} // closed and replaced when the log gets an answer
+	queue       []*call       // for the main connection, in order
+	main        *conn         // nil while there is none
+	ports       []*port       // data connections of the main one
+	opens       map[proto.FileID]*open
+	lastRefused *Refused
+	locks       locks
+	leases      *lease.Table
+	resets      uint64        // how often the owner was told that nothing is to be relied on
+	settled     uint64        // of these, how many it has done what is to be done
+	settling    chan struct{} // closed when it has done all; nil: it has
+	stale       bool          // the leases are over, and the reset is put off: see Options.Stale
 }
 
 func newSession(o Options, rep wire.HelloRep) *Session {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/simnet"
 	"cagefs.dev/cage/remote/status"
@@ -219,7 +220,7 @@ func TestLostSession(t *testing.T) {
 		failed := make(chan failure, 10)
 		o.Failed = func(id proto.FileID, seq proto.Seq, err error) { failed <- failure{id, seq} }
 		s := srv.dial(o)
-		_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenWrite)
+		_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenWrite, lockset.NoMode)
 		require.NoError(t, err)
 		_, err = s.Log(ctx, who, write(5, 0, "applied"))
 		require.NoError(t, err)
@@ -363,7 +364,7 @@ func TestOpensAreCounted(t *testing.T) {
 			return srv.sessions[101].opens
 		}
 		for range 2 {
-			_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead)
+			_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead, lockset.NoMode)
 			require.NoError(t, err)
 		}
 		s.Release(5)
@@ -372,7 +373,7 @@ func TestOpensAreCounted(t *testing.T) {
 		require.Empty(t, opens())
 		s.Release(5) // one too many does nothing
 
-		_, err := s.Open(ctx, wire.ReqHeader{}, 404, wire.OpenRead)
+		_, err := s.Open(ctx, wire.ReqHeader{}, 404, wire.OpenRead, lockset.NoMode)
 		require.Equal(t, status.Stale, status.Of(err))
 		require.Empty(t, opens())
 		require.Equal(t, 1, srv.count(wire.OpRelease, false), "nothing to give back")
@@ -381,7 +382,7 @@ func TestOpensAreCounted(t *testing.T) {
 		srv.set(func() { srv.hold = holding(wire.OpOpen) })
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		_, err = s.Open(short, wire.ReqHeader{}, 6, wire.OpenRead)
+		_, err = s.Open(short, wire.ReqHeader{}, 6, wire.OpenRead, lockset.NoMode)
 		require.Equal(t, status.Timeout, status.Of(err))
 		_, err = s.GetAttr(ctx, wire.ReqHeader{}, 6)
 		require.NoError(t, err)
@@ -396,9 +397,9 @@ func TestOpensAreCounted(t *testing.T) {
 		require.Empty(t, s.opens)
 
 		// A lost connection: the hello tells what is open, a Release on its way is sent again.
-		_, err = s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead)
+		_, err = s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead, lockset.NoMode)
 		require.NoError(t, err)
-		_, err = s.Open(ctx, wire.ReqHeader{}, 7, wire.OpenRead)
+		_, err = s.Open(ctx, wire.ReqHeader{}, 7, wire.OpenRead, lockset.NoMode)
 		require.NoError(t, err)
 		srv.set(func() { srv.hold = holding(wire.OpRelease) })
 		s.Release(7)
@@ -415,13 +416,13 @@ func TestOpenWaitsForRelease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newServer(t, simnet.New(1), 0)
 		s := srv.dial(srv.options())
-		_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead)
+		_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead, lockset.NoMode)
 		require.NoError(t, err)
 		srv.set(func() { srv.hold = holding(wire.OpRelease) })
 		s.Release(5)
 		done := make(chan error)
 		go func() {
-			_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead)
+			_, err := s.Open(ctx, wire.ReqHeader{}, 5, wire.OpenRead, lockset.NoMode)
 			done <- err
 		}()
 		synctest.Wait()

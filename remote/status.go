@@ -46,7 +46,8 @@ type Status struct {
 	Leases    int           // of files and directories
 	Writing   int           // of them: write leases
 	DataConns int
-	Resumes   int // reconnects that went on with the session
+	Resumes   int      // reconnects that went on with the session
+	Refused   *Refused // the last; nil: none
 }
 
 // Status never blocks.
@@ -55,7 +56,7 @@ func (s *Session) Status() Status {
 	defer s.mu.Unlock()
 	st := Status{
 		State: s.state, Addr: s.o.Addr, Export: s.o.Export, Session: s.id, Since: s.since,
-		LastError: s.opErr, Resumes: s.resumes,
+		LastError: s.opErr, Resumes: s.resumes, Refused: s.lastRefused,
 	}
 	if s.main != nil {
 		st.Silent = s.main.silentLocked()

@@ -45,6 +45,10 @@ func (s *Session) DropLocks(o LockOwner) <-chan struct{} {
 func (s *Session) beginUnlock(o LockOwner, start, end uint64) *unlock {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.beginUnlockLocked(o, start, end)
+}
+
+func (s *Session) beginUnlockLocked(o LockOwner, start, end uint64) *unlock {
 	if s.over || len(s.locks.held[o].Within(start, end)) == 0 {
 		return nil
 	}
@@ -119,7 +123,7 @@ func (s *Session) TestLock(ctx context.Context, o LockOwner, l lockset.Lock) (ot
 			return rep.Lock, rep.Held, err
 		}
 		if err == nil {
-			err = s.later(ctx, "testlock", o)
+			err = status.Wrap(s.pause(ctx, laterPause), "testlock", o.ID.String())
 		}
 		if err != nil {
 			return other, false, err
@@ -157,7 +161,7 @@ func (s *Session) lostLockLocked(o LockOwner, applied proto.Seq) {
 	if o.At == 0 {
 		s.log.Fence(o.ID, applied, status.Newf(status.LostLock, "write", o.ID.String(), "it was written under a lock that is lost"))
 	}
-	s.o.Log.Warn().Stringer("file", o.ID).Bool("flock", o.Flock).Msg("a lock is lost")
+	s.o.Log.Warn().Stringer("file", o.ID).Uint8("kind", uint8(o.Kind)).Msg("a lock is lost")
 	if s.o.LostLock != nil {
 		s.o.LostLock(o)
 	}

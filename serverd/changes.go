@@ -136,6 +136,11 @@ func (c *conn) submit(ch *change) (o outcome) {
 	if op, ok := op.(*proto.Copy); ok {
 		s.SrcOpened = c.sess.openFlags(op.Src)&wire.OpenRead != 0
 	}
+	if _, write := op.(*proto.Write); !write && contentOf(op) != 0 && !s.Opened { // what is written was open, and may have been closed since
+		if err := c.mayWrite(contentOf(op)); err != nil {
+			return outcome{err: err}
+		}
+	}
 	c.pass(s, &o)
 	return o
 }

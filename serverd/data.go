@@ -39,7 +39,7 @@ func open(c *call, m *wire.OpenReq) (wire.Message, error) {
 	if err := c.exp.Journal.Hold(m.ID); err != nil {
 		return nil, err
 	}
-	if err := c.sess.open(m.ID, m.Flags, 1); err != nil {
+	if err := c.enter(m.ID, m.Flags); err != nil {
 		c.exp.Journal.Unhold(m.ID, 1)
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 type Feed struct {
 	mu   sync.RWMutex
 	subs map[*outq]proto.SessionID // guarded by mu
+	own  func(journal.Applied)     // guarded by mu; nil: of nobody
 }
 
 // NewFeed makes a feed that nobody listens to yet.
@@ -23,6 +24,9 @@ func NewFeed() *Feed { return &Feed{subs: make(map[*outq]proto.SessionID)} }
 func (f *Feed) Publish(a journal.Applied) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
+	if f.own != nil {
+		f.own(a)
+	}
 	for q, id := range f.subs {
 		if id == a.Session && id != 0 {
 			continue
@@ -31,6 +35,13 @@ func (f *Feed) Publish(a journal.Applied) {
 			q.push(c)
 		}
 	}
+}
+
+// tap makes the server itself hear of changes, as well.
+func (f *Feed) tap(own func(journal.Applied)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.own = own
 }
 
 // subscribe makes the queue of a session's connection hear of changes by others.

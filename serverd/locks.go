@@ -35,18 +35,21 @@ type locks struct {
 	until   time.Time // sessions from before the start are waited for; set at construction
 	journal *journal.Journal
 
+	opening sync.Mutex // orders opens and modes, see modes.go; above mu and session.mu
+
 	mu     sync.Mutex                   // a leaf but for outq's
 	table  *lock.Table                  // guarded by mu
 	out    map[proto.SessionID]*outq    // guarded by mu; of the sessions that have a connection
 	absent map[proto.SessionID]struct{} // guarded by mu; sessions from before the start that are not back
 	lost   map[proto.SessionID]bool     // guarded by mu; have lost their locks, and have perhaps not heard of it
+	modes  map[proto.SessionID]bool     // guarded by mu; the journal knows that they may have modes
 }
 
 // newLocks waits for the sessions of an export until a time.
 func newLocks(j *journal.Journal, until time.Time) *locks {
 	l := &locks{
 		until: until, journal: j, out: make(map[proto.SessionID]*outq),
-		absent: make(map[proto.SessionID]struct{}), lost: make(map[proto.SessionID]bool),
+		absent: make(map[proto.SessionID]struct{}), lost: make(map[proto.SessionID]bool), modes: make(map[proto.SessionID]bool),
 		table: lock.New(lock.Limits{
 			SessionLocks: wire.MaxLocks, SessionWaits: maxSessionWaits, FileLocks: maxFileLocks, FileWaits: maxFileWaits,
 		}),
@@ -55,7 +58,7 @@ func newLocks(j *journal.Journal, until time.Time) *locks {
 		l.absent[id] = struct{}{}
 	}
 	for id, s := range j.SessionLocks() {
-		l.lost[id] = s.Lost
+		l.lost[id], l.modes[id] = s.Lost, s.Modes
 	}
 	return l
 }
@@ -137,7 +140,7 @@ func (l *locks) lose(id proto.SessionID) (int, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lost[id] = true
+	l.lost[id], l.modes[id] = true, false
 	l.tellLocked(l.table.Drop(id))
 	return n, nil
 }
@@ -149,6 +152,7 @@ func (l *locks) end(id proto.SessionID) {
 	l.tellLocked(l.table.Drop(id))
 	delete(l.absent, id)
 	delete(l.lost, id)
+	delete(l.modes, id)
 }
 
 // loseAbsent gives up the sessions from before the start that did not come back
@@ -167,7 +171,7 @@ func (l *locks) loseAbsent() error {
 	defer l.mu.Unlock()
 	for _, id := range ids {
 		delete(l.absent, id)
-		l.lost[id] = true
+		l.lost[id], l.modes[id] = true, false
 	}
 	return nil
 }
@@ -179,7 +183,7 @@ func (c *conn) resumeLocks(m *wire.HelloReq, rep *wire.HelloRep) []uint32 {
 	var lost []uint32
 	if rep.Resumed {
 		for i, l := range m.Locks {
-			if checkLock(&l) != nil || !known && !c.mayReclaim(&l) {
+			if checkMode(&l) != nil || !known && !c.mayReclaim(&l) {
 				lost = append(lost, uint32(i))
 				continue
 			}
@@ -206,20 +210,29 @@ func (c *conn) mayReclaim(l *wire.Lock) bool {
 	return ok && flags&lockFlags(l) == lockFlags(l)
 }
 
-// checkLock refuses what is no lock.
+// checkLock refuses what is no lock, and, as giving one up names any range, checkMode what is no mode.
 func checkLock(l *wire.Lock) error {
 	switch {
 	case l.ID == 0 || l.ID > proto.MaxFileID, l.Start > l.End, l.End > lockset.Max,
-		l.Flock && (l.Start != 0 || l.End != lockset.Max):
+		l.Kind == lockset.Flock && (l.Start != 0 || l.End != lockset.Max),
+		l.Kind == lockset.Opens && (l.Owner != 0 || l.At != 0):
 		return status.Invalid
 	}
 	return nil
 }
 
-// lockFlags is how a file must be open to be locked: as fcntl(2) and flock(2) want it.
+func checkMode(l *wire.Lock) error {
+	if l.Kind == lockset.Opens && lockset.ModeOf(l.Lock) == lockset.NoMode {
+		return status.Invalid
+	}
+	return checkLock(l)
+}
+
+// lockFlags is how a file must be open to be locked: as fcntl(2) and flock(2) want it; to keep
+// others from opening it at all, as for the first exclusively.
 func lockFlags(l *wire.Lock) uint32 {
 	switch {
-	case l.Flock || l.At != 0: // an open of the past grants nothing in the present
+	case l.Kind == lockset.Flock, l.Kind == lockset.Opens && !l.Exclusive, l.At != 0: // an open of the past grants nothing in the present
 		return 0
 	case l.Exclusive:
 		return wire.OpenWrite
@@ -228,24 +241,37 @@ func lockFlags(l *wire.Lock) uint32 {
 }
 
 func (s *session) lockRequest(l *wire.Lock) lock.Request {
-	return lock.Request{File: lock.File{At: l.At, ID: l.ID}, Owner: lock.Owner{Session: s.id, Num: l.Owner}, Flock: l.Flock, Lock: l.Lock}
+	return lock.Request{File: lock.File{At: l.At, ID: l.ID}, Owner: lock.Owner{Session: s.id, Num: l.Owner}, Kind: l.Kind, Lock: l.Lock}
 }
 
 // lockFile takes a lock, or begins to wait for it.
 func lockFile(c *call, m *wire.LockReq) (wire.Message, error) {
-	if err := checkLock(&m.Lock); err != nil {
+	if err := checkMode(&m.Lock); err != nil {
 		return nil, err
+	}
+	mode := m.Lock.Kind == lockset.Opens
+	if mode && m.Wait != 0 {
+		return nil, status.Invalid
 	}
 	if !c.sess.holds(m.Lock.ID) || c.sess.openFlags(m.Lock.ID)&lockFlags(&m.Lock) != lockFlags(&m.Lock) {
 		return nil, status.Newf(status.Access, "lock", m.Lock.ID.String(), "it is not open for that")
 	}
 	rep := &wire.LockRep{}
-	outcome, later, err := c.exp.locks.lock(c.sess.lockRequest(&m.Lock), m.Wait)
+	ready, err := c.exp.locks.ready(c.sess.id)
+	if !ready || err != nil {
+		rep.Later = true
+		return rep, status.Wrap(err, "lock", m.Lock.ID.String())
+	}
+	r := c.sess.lockRequest(&m.Lock)
+	var outcome lock.Outcome
+	if mode {
+		outcome, err = c.takeMode(r)
+	} else {
+		outcome = c.exp.locks.lock(r, m.Wait)
+	}
 	switch {
 	case err != nil:
-		return nil, status.Wrap(err, "lock", m.Lock.ID.String())
-	case later:
-		rep.Later = true
+		return nil, err
 	case outcome == lock.Queued:
 		rep.Queued = true
 	case outcome != lock.Granted:
@@ -260,27 +286,32 @@ func lockFile(c *call, m *wire.LockReq) (wire.Message, error) {
 	return rep, nil
 }
 
-// lock is lock.Table's Lock or Wait, once sessions from before a restart have what they had.
-func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome, later bool, err error) {
+// ready reports whether sessions from before a restart have what they had, so that
+// others may be given locks. It may block for a sync of the journal.
+func (l *locks) ready(id proto.SessionID) (bool, error) {
 	l.mu.Lock()
-	grace, lost := l.graceLocked(), l.lost[r.Owner.Session]
+	grace, lost := l.graceLocked(), l.lost[id]
 	l.mu.Unlock()
 	if grace {
-		return 0, true, nil
+		return false, nil
 	}
-	if err := l.loseAbsent(); err != nil {
-		return 0, false, err
+	if err := l.loseAbsent(); err != nil || !lost {
+		return true, err
 	}
-	if lost { // it would not ask for more if it had not heard of that
-		if err := l.journal.ToldLocks(r.Owner.Session); err != nil {
-			return 0, false, err
-		}
+	// It would not ask for more if it had not heard of that.
+	err := l.journal.ToldLocks(id)
+	if err == nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.lost, id)
 	}
+	return true, err
+}
+
+// lock is lock.Table's Lock or Wait.
+func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if lost {
-		delete(l.lost, r.Owner.Session)
-	}
 	var done []lock.Done
 	if wait == 0 {
 		outcome, done = l.table.Lock(r)
@@ -288,7 +319,7 @@ func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome, later b
 		outcome, done = l.table.Wait(lock.WaitID{Session: r.Owner.Session, Num: wait}, r)
 	}
 	l.tellLocked(done)
-	return outcome, false, nil
+	return outcome
 }
 
 // testLock tells what is in the way of a lock to who has the file open.

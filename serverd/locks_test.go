@@ -40,7 +40,7 @@ func rangeLock(id proto.FileID, owner, start, end uint64, exclusive bool) wire.L
 }
 
 func fileLock(id proto.FileID, owner uint64, exclusive bool) wire.Lock {
-	return wire.Lock{ID: id, Owner: owner, Flock: true, Lock: lockset.Whole(exclusive)}
+	return wire.Lock{ID: id, Owner: owner, Kind: lockset.Flock, Lock: lockset.Whole(exclusive)}
 }
 
 func (p *peer) lock(l wire.Lock, wait uint64) (wire.LockRep, error) {
@@ -312,7 +312,7 @@ func TestLocksOverCutConnections(t *testing.T) {
 			require.NoError(t, err)
 			id = res.ID
 		}
-		_, err = s.Open(ctx, header(), id, wire.OpenRead|wire.OpenWrite)
+		_, err = s.Open(ctx, header(), id, wire.OpenRead|wire.OpenWrite, lockset.NoMode)
 		require.NoError(t, err)
 		sessions[i] = s
 	}
@@ -323,14 +323,18 @@ func TestLocksOverCutConnections(t *testing.T) {
 		all.Go(func() {
 			s, rnd := sessions[i%clients], rand.New(rand.NewPCG(uint64(i), 5))
 			for round := range rounds {
-				o := remote.LockOwner{ID: id, Num: uint64(round*100 + i), Flock: i >= clients}
+				kind := lockset.Ranges
+				if i >= clients {
+					kind = lockset.Flock
+				}
+				o := remote.LockOwner{ID: id, Num: uint64(round*100 + i), Kind: kind}
 				patience := time.Duration(rnd.IntN(300<<(3*rnd.IntN(3)))) * time.Microsecond
 				if rnd.IntN(4) == 0 { // as long as it takes, on the slowest machine
 					patience = time.Minute
 				}
 				brief, stop := context.WithTimeout(ctx, patience)
 				l, in := lockset.Whole(rnd.IntN(3) > 0), &inside[0]
-				if o.Flock {
+				if o.Kind == lockset.Flock {
 					in = &inside[1]
 				}
 				_, err := s.Lock(brief, o, l, rnd.IntN(4) > 0)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/wire"
 )
@@ -64,7 +65,7 @@ func TestClientOverCutConnections(t *testing.T) {
 		res, err := s.Do(ctx, self, newFile(fmt.Sprint("f", i)))
 		require.NoError(t, err, "made twice, or lost")
 		ids[i] = res.ID
-		_, err = s.Open(ctx, header(), res.ID, 3)
+		_, err = s.Open(ctx, header(), res.ID, 3, lockset.NoMode)
 		require.NoError(t, err)
 		for k := range pieces {
 			if i%8 == 4 && k == pieces/2 { // with changes on their way

@@ -134,7 +134,9 @@ func Listen(o Options) (*Server, error) {
 			e.Leases = NewLeases()
 		}
 		e.Leases.begin(e.Journal, o.Term, s.hangUp, o.Log.With().Str("export", e.Name).Logger())
-		s.exports[e.Name] = &export{Export: e, locks: newLocks(e.Journal, s.began.Add(o.Locks))}
+		exp := &export{Export: e, locks: newLocks(e.Journal, s.began.Add(o.Locks))}
+		s.exports[e.Name] = exp
+		e.Feed.tap(func(a journal.Applied) { s.local(exp, a) })
 	}
 	return s, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/cmd/internal/control"
+	"cagefs.dev/cage/remote/lockset"
 )
 
 // cagefs runs a command line and returns its exit code and what it wrote.
@@ -81,6 +82,9 @@ func TestOptions(t *testing.T) {
 		{"debug", []string{"-d"}, with(func(o *options) { o.debug, o.foreground, o.logLevel = true, true, "debug" }), ""},
 		{"stale", []string{"-o", "stale=1h"}, with(func(o *options) { o.stale = time.Hour }), ""},
 		{"stale and negative", []string{"--stale=-1s"}, options{}, "must not be negative"},
+		{"exclusive", []string{"-o", "exclusive"}, with(func(o *options) { o.exclusive = exclusive(lockset.WriteMine) }), ""},
+		{"exclusive writers", []string{"-o", "exclusive=ws"}, with(func(o *options) { o.exclusive = exclusive(lockset.WriteShared) }), ""},
+		{"exclusive readers", []string{"-o", "exclusive=rs"}, options{}, `-o exclusive: no value for it: "rs"`},
 		{"several -o", []string{"-o", "ro", "-o", "soft=1m,"}, with(func(o *options) { o.readOnly, o.soft = true, time.Minute }), ""},
 		{"hard and soft", []string{"--hard", "-o", "soft=5s"}, options{}, "soft and hard exclude each other"},
 		{"no time", []string{"-o", "soft=never"}, options{}, `-o soft: no value for it: "never"`},
@@ -161,9 +165,10 @@ func TestPrintStatus(t *testing.T) {
 		Source: "h:/d", Addr: "h:7400", State: "reconnecting", Since: since,
 		Unapplied: 3, Bytes: 3 << 19, DataConns: 2, Resumes: 1, LastError: "connection refused",
 		Owed: []control.Owed{
-			{Path: "dir/file", FID: 7, Bytes: 1 << 20}, {FID: 8, Bytes: 1 << 10}, {Path: "\ufffd", PathB64: []byte("\xff"), FID: 9, Bytes: 1},
+			{File: control.File{Path: "dir/file", FID: 7}, Bytes: 1 << 20}, {File: control.File{FID: 8}, Bytes: 1 << 10},
+			{File: control.File{Path: "\ufffd", PathB64: []byte("\xff"), FID: 9}, Bytes: 1},
 		},
-		MoreOwed: 2,
+		MoreOwed: 2, Refused: &control.Refused{File: control.File{Path: "db", FID: 10}, When: since, Why: "laptop has it open in mode wm"},
 	}
 	s := control.Status{Mountpoint: "/mnt", Source: src, Mounted: since, Software: "cagefs 0.1", PID: 7, Sources: []control.Source{src}}
 	var b bytes.Buffer
@@ -176,6 +181,7 @@ everything is on the server: no: 3 changes, 1.5MiB of data
   1KiB of fid 8
   1B of "\xff"
   and of 2 more
+refused      db, 2026-11-21 14:02:03: laptop has it open in mode wm
 process      7, cagefs 0.1, mounted 2026-11-21 14:02:03
 last error   connection refused
 `, b.String())
@@ -195,6 +201,7 @@ a: h:/d (read-write)
   server       h:7400, reconnecting since 2026-11-21 14:02:03, 2 data connections, resumed 1 times
   leases       0, 0 of them for writing
   everything is on the server: no: 3 changes, 1.5MiB of data
+  refused      db, 2026-11-21 14:02:03: laptop has it open in mode wm
   last error   connection refused
 b: i:/e (read-only, as of @9)
   server       i:7400, online since 2026-11-21 14:02:03, no answer for 6s, 0 data connections, resumed 0 times

@@ -17,6 +17,7 @@ import (
 	"cagefs.dev/cage/cmd/internal/control"
 	"cagefs.dev/cage/fusefs"
 	"cagefs.dev/cage/pagecache"
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/page"
 	"cagefs.dev/cage/remote/status"
 )
@@ -109,7 +110,7 @@ const maxKnown = 1 << 17
 // attach puts the mount into the tree.
 func (d *daemon) attach() error {
 	o := fusefs.Options{
-		Cache: d.cache, Device: d.spec.device(), AllowOther: d.spec.opts.allowOther, ACL: d.spec.opts.acl, Debug: d.spec.opts.debug, Log: d.log,
+		Cache: d.cache, Device: d.spec.device(), AllowOther: d.spec.opts.allowOther, ACL: d.spec.opts.acl, Exclusive: lockset.Mode(d.spec.opts.exclusive), Debug: d.spec.opts.debug, Log: d.log,
 	}
 	if d.spec.opts.stale > 0 {
 		o.Known = maxKnown

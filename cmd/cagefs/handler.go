@@ -10,6 +10,7 @@ import (
 
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/cmd/internal/control"
+	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
 
@@ -52,6 +53,7 @@ func (d *daemon) Status() control.Status {
 	for i, s := range d.sources {
 		src := s.status()
 		src.Owed, src.MoreOwed = d.owed(i, s)
+		src.Refused = d.refused(i, s)
 		st.Sources = append(st.Sources, src)
 	}
 	st.Source = together(st.Sources)
@@ -65,19 +67,32 @@ func (d *daemon) owed(i int, s *source) (out []control.Owed, more int) {
 	if len(files) > control.MaxOwed {
 		files, more = files[:control.MaxOwed], len(files)-control.MaxOwed
 	}
-	m := d.mount.Load()
 	for _, f := range files {
-		o := control.Owed{FID: f.ID, Bytes: f.Bytes}
-		if m != nil {
-			o.Path = m.Path(i, f.ID)
-		}
-		if o.Path != "" {
-			o.Path = path.Join(s.Name, o.Path)
-			o.PathB64 = cli.Exact(o.Path)
-		}
-		out = append(out, o)
+		out = append(out, control.Owed{File: d.named(i, s, f.ID), Bytes: f.Bytes})
 	}
 	return out, more
+}
+
+// refused is the last open of a source that another client's was in the way of, nil if there was none.
+func (d *daemon) refused(i int, s *source) *control.Refused {
+	r := s.session.Status().Refused
+	if r == nil {
+		return nil
+	}
+	return &control.Refused{File: d.named(i, s, r.ID), When: r.When, Why: r.Why}
+}
+
+// named is a file of a source, with its path if the mount knows it.
+func (d *daemon) named(i int, s *source, id proto.FileID) control.File {
+	f := control.File{FID: id}
+	if m := d.mount.Load(); m != nil {
+		f.Path = m.Path(i, id)
+	}
+	if f.Path != "" {
+		f.Path = path.Join(s.Name, f.Path)
+		f.PathB64 = cli.Exact(f.Path)
+	}
+	return f
 }
 
 // together is several sources as one: see control.Status.
@@ -103,6 +118,9 @@ func together(all []control.Source) control.Source {
 		sum.Writing += s.Writing
 		sum.DataConns += s.DataConns
 		sum.Resumes += s.Resumes
+		if s.Refused != nil && (sum.Refused == nil || s.Refused.When.After(sum.Refused.When)) {
+			sum.Refused = s.Refused
+		}
 	}
 	sum.Delivered = sum.Unapplied == 0
 	return sum

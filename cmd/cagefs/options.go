@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"math/bits"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"cagefs.dev/cage/cmd/internal/cli"
 	"cagefs.dev/cage/pagecache"
 	"cagefs.dev/cage/remote"
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 )
 
@@ -24,6 +26,7 @@ type options struct {
 	soft       time.Duration
 	hard       bool
 	stale      time.Duration
+	exclusive  exclusive
 	cacheSize  cli.Size
 	pageSize   cli.Size
 	pages      int64 // 0: as many as cacheSize holds
@@ -47,13 +50,15 @@ const maxMemory = 1 << 50
 func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
 	fs.BoolVarP(&o.debug, "debug", "d", false, "foreground, with a log of all that happens")
-	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, acl, soft=TIME, hard, stale=TIME, cache_size=SIZE, page_size=SIZE, pages=N, cache_policy=NAME, dirty_size=SIZE, as -o a,b=c")
+	fs.StringArrayVarP(&o.o, "options", "o", nil, "ro, allow_other, acl, soft=TIME, hard, stale=TIME, exclusive[=ws], cache_size=SIZE, page_size=SIZE, pages=N, cache_policy=NAME, dirty_size=SIZE, as -o a,b=c")
 	fs.BoolVar(&o.readOnly, "read-only", false, "refuse changes")
 	fs.BoolVar(&o.allowOther, "allow-other", false, "let other users in (root's mounts do)")
 	fs.BoolVar(&o.acl, "acl", false, "let the kernel check access control lists as well (the server always does)")
 	fs.DurationVar(&o.soft, "soft", 30*time.Second, "wait so long for a server that is gone, then fail with an error")
 	fs.BoolVar(&o.hard, "hard", false, "wait for ever; waiting processes can be killed")
 	fs.DurationVar(&o.stale, "stale", 0, "while the server is gone, answer reads from what is known for so long since it was last heard; not coherent")
+	fs.Var(&o.exclusive, "exclusive", "who has a file open keeps other clients from opening it: wm, what is open for writing nobody else opens; ws, others may read it; either way nobody writes what is open for reading")
+	fs.Lookup("exclusive").NoOptDefVal = "wm"
 	o.cacheSize, o.pageSize, o.dirtySize = 256<<20, 128<<10, remote.DefaultBudget
 	fs.Var(&o.cacheSize, "cache-size", "memory for pages")
 	fs.Var(&o.pageSize, "page-size", "size of a page: 4KiB to 4MiB, a power of two")
@@ -66,7 +71,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 
 // settable are the flags that -o may set, under their names there; "-" and "_"
 // are equal. ro is the usual name of read-only.
-var settable = []string{"read-only", "allow-other", "acl", "soft", "hard", "stale", "cache-size", "page-size", "pages", "cache-policy", "dirty-size", "log-file", "log-level", "debug"}
+var settable = []string{"read-only", "allow-other", "acl", "soft", "hard", "stale", "exclusive", "cache-size", "page-size", "pages", "cache-policy", "dirty-size", "log-file", "log-level", "debug"}
 
 // ignored are options of mount(8) and fstab that say nothing to a mount of Cage,
 // or what it does anyway.
@@ -140,3 +145,23 @@ func (o *options) set(fs *pflag.FlagSet, opt string) error {
 	}
 	return nil
 }
+
+// exclusive is the mode of what is open for writing, as a flag.
+type exclusive lockset.Mode
+
+// String implements pflag.Value.
+func (e *exclusive) String() string { return lockset.Mode(*e).String() }
+
+// Set implements pflag.Value.
+func (e *exclusive) Set(s string) error {
+	for _, m := range []lockset.Mode{lockset.WriteShared, lockset.WriteMine} {
+		if s == m.String() {
+			*e = exclusive(m)
+			return nil
+		}
+	}
+	return errors.New("it is wm or ws")
+}
+
+// Type implements pflag.Value.
+func (e *exclusive) Type() string { return "mode" }

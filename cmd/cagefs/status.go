@@ -89,10 +89,13 @@ func printSource(w io.Writer, indent string, s control.Source, process string) {
 	fmt.Fprintf(w, "%sserver       %s, %s since %s%s, %d data connections, resumed %d times\n%sleases       %d, %d of them for writing\n%severything is on the server: %s\n",
 		indent, s.Addr, s.State, s.Since.Local().Format(time.DateTime), silent, s.DataConns, s.Resumes, indent, s.Leases, s.Writing, indent, delivered)
 	for _, o := range s.Owed {
-		fmt.Fprintf(w, "%s  %s of %s\n", indent, cli.Size(o.Bytes).Short(), owedName(o))
+		fmt.Fprintf(w, "%s  %s of %s\n", indent, cli.Size(o.Bytes).Short(), fileName(o.File))
 	}
 	if s.MoreOwed > 0 {
 		fmt.Fprintf(w, "%s  and of %d more\n", indent, s.MoreOwed)
+	}
+	if r := s.Refused; r != nil {
+		fmt.Fprintf(w, "%srefused      %s, %s: %s\n", indent, fileName(r.File), r.When.Local().Format(time.DateTime), cli.Printable(r.Why))
 	}
 	fmt.Fprint(w, process)
 	if s.LastError != "" {
@@ -100,15 +103,15 @@ func printSource(w io.Writer, indent string, s control.Source, process string) {
 	}
 }
 
-// owedName is a file for people.
-func owedName(o control.Owed) string {
+// fileName is a file for people.
+func fileName(f control.File) string {
 	switch {
-	case o.Path == "":
-		return o.FID.String()
-	case o.PathB64 != nil:
-		return cli.Printable(string(o.PathB64))
+	case f.Path == "":
+		return f.FID.String()
+	case f.PathB64 != nil:
+		return cli.Printable(string(f.PathB64))
 	}
-	return cli.Printable(o.Path)
+	return cli.Printable(f.Path)
 }
 
 func newStats() *cli.Command {

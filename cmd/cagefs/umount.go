@@ -149,7 +149,7 @@ func owing(ctx context.Context, m control.Mount) string {
 func ofFiles(s control.Source) string {
 	var names []string
 	for _, o := range s.Owed {
-		names = append(names, owedName(o))
+		names = append(names, fileName(o.File))
 	}
 	if s.MoreOwed > 0 {
 		names = append(names, fmt.Sprintf("%d more files", s.MoreOwed))

@@ -5,6 +5,17 @@ package lockset
 
 import "slices"
 
+// Kind separates locks: those of different kinds are not in each other's way.
+type Kind uint8
+
+// The kinds.
+const (
+	Ranges Kind = iota // of fcntl(2), of processes and of open files alike
+	Flock              // of flock(2), always Whole
+	Opens              // how others may open the file meanwhile; see Mode
+	Kinds              // how many there are
+)
+
 // Max is the end of a range that reaches to the end of the file, wherever that is.
 const Max = 1<<63 - 1
 

@@ -39,6 +39,7 @@
 //	version 4   history onward from a record
 //	version 5   leases
 //	version 6   branches
+//	version 7   open modes
 //
 // # Frames
 //

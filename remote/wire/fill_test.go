@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
 )
@@ -57,6 +58,9 @@ func fillValue(v reflect.Value, r *rand.Rand) {
 	switch v.Interface().(type) {
 	case proto.MomentKind:
 		v.SetUint(uint64(proto.MomentLabel))
+		return
+	case lockset.Kind:
+		v.SetUint(uint64(1 + r.IntN(int(lockset.Kinds)-1)))
 		return
 	case proto.LeaseMode:
 		v.SetUint(uint64(1 + r.IntN(int(proto.WriteLease))))

@@ -6,12 +6,12 @@ import (
 	"cagefs.dev/cage/remote/status"
 )
 
-// Lock names a lock on a file: a range of fcntl(2), or all of it of flock(2).
+// Lock names a lock on a file.
 type Lock struct {
 	At    proto.LSN // 0: on the present; otherwise on that state, whose locks are of their own
 	ID    proto.FileID
-	Owner uint64 // the client chooses it: a process, or an open file
-	Flock bool   // flock(2), which does not see the other kind; the range is lockset.Whole
+	Owner uint64 // the client chooses it: a process, or an open file; 0 for Opens
+	Kind  lockset.Kind
 	lockset.Lock
 }
 
@@ -21,13 +21,15 @@ func appendLock(b []byte, l Lock) []byte {
 	b = appendInt(b, l.At)
 	b = appendInt(b, l.ID)
 	b = appendFixed64(b, l.Owner)
-	b = appendFlag(b, l.Flock)
+	b = appendInt(b, uint8(l.Kind))
 	return appendRange(b, l.Lock)
 }
 
 func (c *Cursor) lock() Lock {
-	return Lock{At: c.lsn(), ID: c.fid(), Owner: c.fixed64(), Flock: c.flag(), Lock: c.lockRange()}
+	return Lock{At: c.lsn(), ID: c.fid(), Owner: c.fixed64(), Kind: c.lockKind(), Lock: c.lockRange()}
 }
+
+func (c *Cursor) lockKind() lockset.Kind { return lockset.Kind(c.upTo(uint64(lockset.Kinds) - 1)) }
 
 func appendRange(b []byte, l lockset.Lock) []byte {
 	b = appendInt(b, l.Start)

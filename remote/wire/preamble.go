@@ -8,7 +8,7 @@ import (
 )
 
 // Version is the version of the protocol that this package speaks.
-const Version uint16 = 6
+const Version uint16 = 7
 
 // PreambleSize is the bytes that each side sends first on every connection.
 const PreambleSize = 8

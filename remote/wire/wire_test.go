@@ -450,7 +450,7 @@ func TestHeaderBytes(t *testing.T) {
 }
 
 func TestPreambleBytes(t *testing.T) {
-	require.Equal(t, "CAGE\x06\x00\x00\x00", string(AppendPreamble(nil, Version)))
+	require.Equal(t, "CAGE\x07\x00\x00\x00", string(AppendPreamble(nil, Version)))
 	v, err := ParsePreamble([]byte("CAGE\x02\x01\xff\xff and more"))
 	require.NoError(t, err, "reserved bytes are ignored")
 	require.EqualValues(t, 0x102, v)

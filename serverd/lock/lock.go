@@ -1,6 +1,4 @@
-// Package lock decides who has which lock on which file: the ranges of
-// fcntl(2), of processes and of open files alike, and the whole files of
-// flock(2), each kind among itself.
+// Package lock decides who has which lock on which file, each kind of locks among itself.
 //
 // It promises that no byte has two owners of which one is exclusive, that a
 // waiter gets its lock as soon as nobody holds what is in its way, the first who
@@ -33,11 +31,11 @@ type Owner struct {
 	Num     uint64
 }
 
-// Request names a lock. One of flock(2) is always Whole.
+// Request names a lock. The kind is less than lockset.Kinds.
 type Request struct {
 	File  File
 	Owner Owner
-	Flock bool
+	Kind  lockset.Kind
 	lockset.Lock
 }
 
@@ -80,9 +78,9 @@ type Table struct {
 	waits    map[WaitID]*waiter
 }
 
-// file is the locks of one file and who waits for some. Kind 0 is fcntl, 1 flock.
+// file is the locks of one file and who waits for some.
 type file struct {
-	held    [2]map[Owner]lockset.Set
+	held    [lockset.Kinds]map[Owner]lockset.Set
 	n       int // locks
 	waiters []*waiter
 }
@@ -106,17 +104,10 @@ func New(l Limits) *Table {
 	}
 }
 
-func kind(flock bool) int {
-	if flock {
-		return 1
-	}
-	return 0
-}
-
 func (t *Table) file(f File) *file {
 	x := t.files[f]
 	if x == nil {
-		x = &file{held: [2]map[Owner]lockset.Set{{}, {}}}
+		x = &file{held: [lockset.Kinds]map[Owner]lockset.Set{{}, {}, {}}}
 		t.files[f] = x
 	}
 	return x
@@ -143,15 +134,18 @@ func (t *Table) tidy(f File, id proto.SessionID) {
 
 // Lock takes a lock, or says at once that it cannot be had: Granted, Held or
 // NoRoom. Parts of the range that the owner has locked already change to the new
-// kind. As with flock(2) everywhere, changing a lock of that sort gives the old one up first.
+// kind; but of the kind Opens none becomes less. As with flock(2) everywhere, changing a lock of that sort gives the old one up first.
 func (t *Table) Lock(r Request) (Outcome, []Done) {
 	f := t.file(r.File)
 	defer t.tidy(r.File, r.Owner.Session)
+	if r.Kind == lockset.Opens && f.held[r.Kind][r.Owner].Covers(r.Lock) {
+		return Granted, nil
+	}
 	t.giveUp(f, &r)
 	if f.inTheWay(&r) {
 		return Held, t.promote(r.File, nil)
 	}
-	if !t.set(f, &r, f.held[kind(r.Flock)][r.Owner].Put(r.Lock)) {
+	if !t.set(f, &r, f.held[r.Kind][r.Owner].Put(r.Lock)) {
 		return NoRoom, t.promote(r.File, nil)
 	}
 	return Granted, t.promote(r.File, &r.Owner)
@@ -170,7 +164,7 @@ func (t *Table) Wait(id WaitID, r Request) (Outcome, []Done) {
 	f, s := t.file(r.File), t.session(id.Session)
 	defer t.tidy(r.File, id.Session)
 	switch {
-	case !r.Flock && t.circle(f, &r):
+	case r.Kind == lockset.Ranges && t.circle(f, &r):
 		return Deadlock, done
 	case s.waits >= t.limits.SessionWaits, len(f.waiters) >= t.limits.FileWaits:
 		return NoRoom, done
@@ -179,7 +173,7 @@ func (t *Table) Wait(id WaitID, r Request) (Outcome, []Done) {
 	t.waits[id] = w
 	f.waiters = append(f.waiters, w)
 	s.waits++
-	if !r.Flock {
+	if r.Kind == lockset.Ranges {
 		t.waiting[r.Owner] = append(t.waiting[r.Owner], w)
 	}
 	return Queued, done
@@ -193,7 +187,7 @@ func (t *Table) Unlock(r Request) (Outcome, []Done) {
 		return Granted, nil
 	}
 	defer t.tidy(r.File, r.Owner.Session)
-	if !t.set(f, &r, f.held[kind(r.Flock)][r.Owner].Cut(r.Start, r.End)) {
+	if !t.set(f, &r, f.held[r.Kind][r.Owner].Cut(r.Start, r.End)) {
 		return NoRoom, nil
 	}
 	return Granted, t.promote(r.File, nil)
@@ -207,7 +201,7 @@ func (t *Table) Test(r Request) (holder Request, held bool) {
 	}
 	f.conflicts(&r, func(o Owner, l lockset.Lock) bool {
 		if !held || l.Start < holder.Start || l.Start == holder.Start && less(o, holder.Owner) {
-			holder, held = Request{File: r.File, Owner: o, Flock: r.Flock, Lock: l}, true
+			holder, held = Request{File: r.File, Owner: o, Kind: r.Kind, Lock: l}, true
 		}
 		return true
 	})
@@ -248,9 +242,9 @@ func (t *Table) Drop(id proto.SessionID) []Done {
 // exclusively stays so where the list says shared. Its waits have ended.
 func (t *Table) Keep(id proto.SessionID, list []Request) (lost []int, done []Done) {
 	type place struct {
-		f     File
-		flock bool
-		o     Owner
+		f    File
+		kind lockset.Kind
+		o    Owner
 	}
 	keep := make(map[place]lockset.Set)
 	for i := range list {
@@ -258,13 +252,13 @@ func (t *Table) Keep(id proto.SessionID, list []Request) (lost []int, done []Don
 		r.Owner.Session = id
 		var have lockset.Set
 		if f := t.files[r.File]; f != nil {
-			have = f.held[kind(r.Flock)][r.Owner]
+			have = f.held[r.Kind][r.Owner]
 		}
 		if !have.Covers(r.Lock) {
 			lost = append(lost, i)
 			continue
 		}
-		p := place{r.File, r.Flock, r.Owner}
+		p := place{r.File, r.Kind, r.Owner}
 		for _, l := range have.Within(r.Start, r.End) {
 			keep[p] = keep[p].Put(l)
 		}
@@ -281,7 +275,7 @@ func (t *Table) Keep(id proto.SessionID, list []Request) (lost []int, done []Don
 		for k := range f.held {
 			for o, have := range f.held[k] {
 				if o.Session == id {
-					t.replace(f, &Request{File: name, Owner: o, Flock: k == 1}, have, keep[place{name, k == 1, o}])
+					t.replace(f, &Request{File: name, Owner: o, Kind: lockset.Kind(k)}, have, keep[place{name, lockset.Kind(k), o}])
 				}
 			}
 		}
@@ -303,14 +297,14 @@ func (t *Table) Locks(id proto.SessionID) int {
 
 // giveUp is what a change of a flock lock begins with.
 func (t *Table) giveUp(f *file, r *Request) {
-	if have := f.held[1][r.Owner]; r.Flock && len(have) > 0 && have[0].Exclusive != r.Exclusive {
+	if have := f.held[r.Kind][r.Owner]; r.Kind == lockset.Flock && len(have) > 0 && have[0].Exclusive != r.Exclusive {
 		t.replace(f, r, have, nil)
 	}
 }
 
 // set replaces what an owner has locked, if the limits allow it.
 func (t *Table) set(f *file, r *Request, now lockset.Set) bool {
-	have := f.held[kind(r.Flock)][r.Owner]
+	have := f.held[r.Kind][r.Owner]
 	more := len(now) - len(have)
 	if s := t.session(r.Owner.Session); more > 0 && (s.locks+more > t.limits.SessionLocks || f.n+more > t.limits.FileLocks) {
 		return false
@@ -321,7 +315,7 @@ func (t *Table) set(f *file, r *Request, now lockset.Set) bool {
 
 // replace does it and keeps count.
 func (t *Table) replace(f *file, r *Request, have, now lockset.Set) {
-	s, k := t.session(r.Owner.Session), kind(r.Flock)
+	s, k := t.session(r.Owner.Session), r.Kind
 	f.n += len(now) - len(have)
 	s.locks += len(now) - len(have)
 	switch {
@@ -350,7 +344,7 @@ func (f *file) inTheWay(r *Request) (found bool) {
 
 // conflicts calls yield with the first lock in the way of each owner, until it returns false.
 func (f *file) conflicts(r *Request, yield func(Owner, lockset.Lock) bool) {
-	for o, set := range f.held[kind(r.Flock)] {
+	for o, set := range f.held[r.Kind] {
 		if o == r.Owner {
 			continue
 		}

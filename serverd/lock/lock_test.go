@@ -23,7 +23,7 @@ func posix(file int, o Owner, start, end uint64, exclusive bool) Request {
 }
 
 func flock(file int, o Owner, exclusive bool) Request {
-	return Request{File: File{ID: proto.FileID(file)}, Owner: o, Flock: true, Lock: lockset.Whole(exclusive)}
+	return Request{File: File{ID: proto.FileID(file)}, Owner: o, Kind: lockset.Flock, Lock: lockset.Whole(exclusive)}
 }
 
 func wait(o Owner, n int) WaitID { return WaitID{o.Session, uint64(n)} }

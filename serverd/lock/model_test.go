@@ -192,7 +192,7 @@ func (m *model) compare(t *testing.T, x *Table, name string) {
 					}
 				}
 				for exclusive, want := range map[bool]int{false: shared, true: all} {
-					ask := Request{File: File{ID: proto.FileID(file)}, Owner: owner(9, 9), Flock: kind == 1, Lock: lockset.Lock{Start: uint64(b), End: uint64(b), Exclusive: exclusive}}
+					ask := Request{File: File{ID: proto.FileID(file)}, Owner: owner(9, 9), Kind: lockset.Kind(kind), Lock: lockset.Lock{Start: uint64(b), End: uint64(b), Exclusive: exclusive}}
 					_, held := x.Test(ask)
 					require.Equal(t, want > 0, held, "%s: file %d kind %d byte %d exclusive %v", name, file, kind, b, exclusive)
 				}

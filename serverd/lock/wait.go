@@ -26,7 +26,7 @@ func (t *Table) promote(name File, by *Owner) (done []Done) {
 	for pass := 0; again && pass < maxPasses; pass++ {
 		again = false
 		for _, w := range slices.Clone(f.waiters) {
-			have := f.held[kind(w.r.Flock)][w.r.Owner]
+			have := f.held[w.r.Kind][w.r.Owner]
 			outcome := t.tryAgain(f, w, circles)
 			if outcome == Queued {
 				continue
@@ -48,11 +48,11 @@ func (t *Table) promote(name File, by *Owner) (done []Done) {
 func (t *Table) tryAgain(f *file, w *waiter, circles bool) Outcome {
 	switch {
 	case f.inTheWay(&w.r):
-		if circles && !w.r.Flock && t.circle(f, &w.r) {
+		if circles && w.r.Kind == lockset.Ranges && t.circle(f, &w.r) {
 			return Deadlock
 		}
 		return Queued
-	case !t.set(f, &w.r, f.held[kind(w.r.Flock)][w.r.Owner].Put(w.r.Lock)):
+	case !t.set(f, &w.r, f.held[w.r.Kind][w.r.Owner].Put(w.r.Lock)):
 		return NoRoom
 	}
 	return Granted
@@ -64,7 +64,7 @@ func (t *Table) unqueue(w *waiter) {
 	delete(t.waits, w.id)
 	f.waiters = slices.DeleteFunc(f.waiters, is)
 	t.session(w.id.Session).waits--
-	if w.r.Flock {
+	if w.r.Kind != lockset.Ranges {
 		return
 	}
 	if rest := slices.DeleteFunc(t.waiting[w.r.Owner], is); len(rest) > 0 {

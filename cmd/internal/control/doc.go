@@ -74,17 +74,30 @@ type Source struct {
 	Writing   int       `json:"write_leases"` // of Leases
 	DataConns int       `json:"data_connections"`
 	Resumes   int       `json:"resumes"`
+	Refused   *Refused  `json:"refused,omitempty"` // the last open that another client's was in the way of
 }
 
 // MaxOwed is how many files a Source names.
 const MaxOwed = 10
 
-// Owed is a file with bytes that were accepted and are not applied yet.
-type Owed struct {
+// File is a file of a source.
+type File struct {
 	Path    string       `json:"path"` // below the mountpoint, as the mount last knew it; "": it does not know it
 	PathB64 []byte       `json:"path_base64,omitempty"`
 	FID     proto.FileID `json:"fid"`
-	Bytes   int64        `json:"bytes"`
+}
+
+// Owed is a file with bytes that were accepted and are not applied yet.
+type Owed struct {
+	File
+	Bytes int64 `json:"bytes"`
+}
+
+// Refused is an open that failed with EBUSY.
+type Refused struct {
+	File
+	When time.Time `json:"when"`
+	Why  string    `json:"why"` // names the client that was in the way
 }
 
 // Stats are counters of a mount.

@@ -32,7 +32,7 @@ type pkg struct {
 // than tests may import. remote/proto and remote/status are open to all but
 // those that stand in bare.
 var allowed = map[string][]string{
-	"cmd/cagefs":           {"fusefs", "pagecache", "remote", "remote/auth", "remote/lease", "remote/page", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
+	"cmd/cagefs":           {"fusefs", "pagecache", "remote", "remote/auth", "remote/lease", "remote/lockset", "remote/page", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/cageserverd":      {"serverd", "journal", "journal/vfs", "remote/auth", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/cagejournal":      {"journal", "journal/replay", "journal/vfs", "remote", "remote/auth", "remote/branch", "remote/wire", "cmd/internal/cli", "cmd/internal/control"},
 	"cmd/internal/cli":     {},
