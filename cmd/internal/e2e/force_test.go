@@ -26,7 +26,7 @@ func TestForcedUmount(t *testing.T) {
 	}{
 		{"in use", func(*lab, *proxy, string) {}, 0, ""},
 		{"the server is silent", func(l *lab, p *proxy, m string) { p.freeze() }, 9, "not delivered: 1 change, 8 bytes of data of file; what programs had written is kept for: cagejournal branch import "},
-		{"its process is stopped", func(l *lab, p *proxy, m string) { require.NoError(t, unix.Kill(l.mountPID(m), unix.SIGSTOP)) }, 9, "did not answer"},
+		{"its process is stopped", func(l *lab, p *proxy, m string) { suspend(l.t, l.mountPID(m)) }, 9, "did not answer"},
 		{"its process is dead", func(l *lab, p *proxy, m string) {
 			pid := l.mountPID(m)
 			require.NoError(t, unix.Kill(pid, unix.SIGKILL))

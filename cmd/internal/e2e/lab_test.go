@@ -369,6 +369,29 @@ func (s *server) stop() {
 	require.NoError(s.lab.t, err, "the server did not end in order")
 }
 
+// stoppedAtMost is how long a process stays stopped whatever becomes of the test.
+const stoppedAtMost = 3 * time.Minute
+
+// suspend stops a process (SIGSTOP) until resume, or the end of the test. A stopped mount can hold up every
+// ps of the machine; so a child that outlives this process lets it go on when the test
+// does not: when its pipe ends, or stoppedAtMost has passed.
+func suspend(t testing.TB, pid int) (resume func()) {
+	t.Helper()
+	guard := exec.Command("sh", "-c", `timeout "$1" cat >/dev/null; kill -CONT "$2"`, "sh", fmt.Sprint(stoppedAtMost.Seconds()), strconv.Itoa(pid))
+	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // outlives a Ctrl-C
+	alive, err := guard.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, guard.Start()) // first: a stopped mount may hold up who starts a program
+	resume = sync.OnceFunc(func() {
+		unix.Kill(pid, unix.SIGCONT)
+		alive.Close()
+		guard.Wait()
+	})
+	t.Cleanup(resume)
+	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	return resume
+}
+
 // mount mounts a server's export and returns the mountpoint. It is unmounted
 // at the end of the test, if the test has not done it.
 func (l *lab) mount(s *server, flags ...string) string {

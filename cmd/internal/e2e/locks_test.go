@@ -297,14 +297,13 @@ func TestLocksOfTheFrozen(t *testing.T) {
 	a, b := newLocker(t, frozen), newLocker(t, m)
 	a.do("open f file rw", "write f 0 mine", "posix f ex 0 0 try")
 	l.run("cagefs", "sync", frozen)
-	pid := l.state(frozen).PID
-	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
+	resume := suspend(t, l.state(frozen).PID)
 	require.Eventually(t, func() bool { return b.ask("open f file rw") == "ok" }, 5*time.Second, 10*time.Millisecond)
 	b.say("posix f ex 0 0 wait")
 	a.say("write f 0 evil") // it is in the kernel's queue when the client wakes up
 	require.Equal(t, "ok", b.answer())
 	b.do("write f 0 next")
-	require.NoError(t, unix.Kill(pid, unix.SIGCONT))
+	resume()
 	t.Log("the write when it woke up:", a.answer())
 	require.Eventually(t, func() bool { return a.ask("read f 0 4") == "EIO" }, 60*time.Second, 50*time.Millisecond)
 	a.ask("close f")

@@ -38,10 +38,8 @@ func TestStoppedServer(t *testing.T) {
 	want := survey(t, src)
 	wait := copying(t, src, m)
 
-	require.NoError(t, s.cmd.Process.Signal(syscall.SIGSTOP))
+	resume := suspend(t, s.cmd.Process.Pid)
 	stopped := time.Now()
-	resume := func() { s.cmd.Process.Signal(syscall.SIGCONT) }
-	t.Cleanup(resume)
 	for _, tt := range []struct {
 		name string
 		args []string

@@ -41,16 +41,14 @@ func TestResumeAfterSuspend(t *testing.T) {
 		_, err = lost.WriteAt([]byte("new"), 0)
 		return err
 	})
-	pid := l.mountPID(laptop)
-	require.NoError(t, unix.Kill(pid, unix.SIGSTOP))
-	t.Cleanup(func() { unix.Kill(pid, unix.SIGCONT) })
+	resume := suspend(t, l.mountPID(laptop))
 
 	require.NoError(t, os.WriteFile(here+"/seen", []byte("theirs"), 0o644)) // waits for the term
 	require.NoError(t, os.WriteFile(here+"/lost", []byte("theirs"), 0o644))
 	require.NoError(t, os.Remove(here+"/gone"))
 	require.NoError(t, os.Chmod(here+"/seen", 0o600))
 
-	require.NoError(t, unix.Kill(pid, unix.SIGCONT))
+	resume()
 	p.thaw()
 	woken := time.Now()
 	require.NoError(t, kept.Sync())

@@ -188,8 +188,8 @@ func (h *torment) fault() {
 		h.away(i, p.freeze, p.thaw)
 	case n < 90:
 		name = "stopped for long"
-		pid := h.mountPID(h.mounts[i])
-		h.away(i, func() { unix.Kill(pid, unix.SIGSTOP) }, func() { unix.Kill(pid, unix.SIGCONT) })
+		pid, resume := h.mountPID(h.mounts[i]), func() {}
+		h.away(i, func() { resume = suspend(h.t, pid) }, func() { resume() })
 	default:
 		name = "killed process"
 		h.victim(i)
@@ -227,10 +227,9 @@ func (h *torment) restart() {
 }
 
 func (h *torment) stopped(i int, d time.Duration) {
-	pid := h.mountPID(h.mounts[i])
-	require.NoError(h.t, unix.Kill(pid, unix.SIGSTOP))
+	resume := suspend(h.t, h.mountPID(h.mounts[i]))
 	time.Sleep(d)
-	require.NoError(h.t, unix.Kill(pid, unix.SIGCONT))
+	resume()
 }
 
 // victim starts processes that use a mount, silences the server for them, and kills them.
@@ -276,9 +275,8 @@ func (h *torment) victim(i int) {
 
 // heal ends all faults.
 func (h *torment) heal() {
-	for i, p := range h.proxies {
+	for _, p := range h.proxies {
 		p.slow(0)
 		p.thaw()
-		unix.Kill(h.mountPID(h.mounts[i]), unix.SIGCONT)
 	}
 }
