@@ -331,6 +331,34 @@ func (d *daemon) ask(format string, args ...any) string {
 	return d.out.Text()
 }
 
+// writeAway writes before to a file of a mount and, when the command down has taken its server away, text behind it. The
+// latter needs the write lease, which a mount gives up that has not written for a second; so where it waits for
+// one after all, the command up brings the server back and all begins again.
+func (d *daemon) writeAway(f *os.File, down, up, before, text string) {
+	d.t.Helper()
+	for range 10 {
+		_, err := f.WriteAt([]byte(before), 0)
+		require.NoError(d.t, err)
+		d.ask("%s", down)
+		done := make(chan error, 1)
+		go func() {
+			_, err := f.WriteAt([]byte(text), int64(len(before)))
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			require.NoError(d.t, err)
+			return
+		case <-time.After(time.Second):
+		}
+		d.ask("%s", up)
+		if err := <-done; !errors.Is(err, unix.ETIMEDOUT) {
+			require.NoError(d.t, err)
+		}
+	}
+	d.t.Fatal("the mount never has the write lease")
+}
+
 type testLog struct{ t *testing.T }
 
 func (l testLog) Write(p []byte) (int, error) {

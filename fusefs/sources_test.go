@@ -142,11 +142,7 @@ func TestTwoSources(t *testing.T) {
 
 	g, err := os.Create(filepath.Join(second, "g"))
 	require.NoError(t, err)
-	_, err = g.WriteString("nobody looks at it")
-	require.NoError(t, err)
-	d.ask("down-second b")
-	_, err = g.WriteString(", cut off")
-	require.NoError(t, err)
+	d.writeAway(g, "down-second b", "up b", "nobody looks at it", ", cut off")
 	require.NoError(t, f.Close())
 	require.NoError(t, g.Close())
 	change("four") // when the leases of the second are over
