@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -240,9 +241,15 @@ func TestLocksOutliveConnections(t *testing.T) {
 	a.do("posix f ex 0 10 try")
 
 	// Too long away.
-	a.do("write f 0 last") // with the write lease from here on
-	p.refuse()
-	a.do("write f 0 late") // accepted: it does not know yet
+	writeAway(t, func() {
+		a.do("write f 0 last")
+		l.run("cagefs", "sync", far)
+	}, p.refuse, func() { p.accept(t) }, func() error {
+		if said := a.ask("write f 0 late"); said != "ok" { // accepted: it does not know yet
+			return errors.New(said)
+		}
+		return nil
+	})
 	b.say("posix f ex 0 1 wait")
 	require.Equal(t, "ok", b.answer())
 	require.Equal(t, `"last"`, b.ask("read f 0 4"))

@@ -145,10 +145,10 @@ func TestCopyGoesOn(t *testing.T) {
 // df and ls of what is known do not even wait, and the mount can be left.
 func TestServerStaysAway(t *testing.T) {
 	needRoot(t)
-	outages := map[string]func(*server, *proxy){
-		"killed":  func(s *server, p *proxy) { s.kill() },
-		"silent":  func(s *server, p *proxy) { p.freeze() },
-		"refused": func(s *server, p *proxy) { p.refuse() },
+	outages := map[string]struct{ begin, end func(*server, *proxy) }{
+		"killed":  {func(s *server, p *proxy) { s.kill() }, func(s *server, p *proxy) { s.start() }},
+		"silent":  {func(s *server, p *proxy) { p.freeze() }, func(s *server, p *proxy) { p.thaw() }},
+		"refused": {func(s *server, p *proxy) { p.refuse() }, func(s *server, p *proxy) { p.accept(s.lab.t) }},
 	}
 	for name, outage := range outages {
 		t.Run(name, func(t *testing.T) {
@@ -165,9 +165,14 @@ func TestServerStaysAway(t *testing.T) {
 			require.NoError(t, err)
 			defer open.Close()
 
-			outage(s, p)
-			_, err = open.WriteAt([]byte("accepted"), 5000)
-			require.NoError(t, err, "a write needs no server")
+			writeAway(t, func() {
+				_, err := open.WriteAt([]byte("--------"), 5000)
+				require.NoError(t, err)
+				l.run("cagefs", "sync", m)
+			}, func() { outage.begin(s, p) }, func() { outage.end(s, p) }, func() error {
+				_, err := open.WriteAt([]byte("accepted"), 5000)
+				return err
+			})
 			commands := [][]string{
 				{"df", m}, {"cat", m + "/other"}, {"ls", "-l", m + "/dir"}, {"mkdir", m + "/new"},
 				{"cp", m + "/old", "/dev/null"}, {"sync", m + "/old"}, {"touch", m + "/old"},
@@ -212,13 +217,7 @@ func TestServerStaysAway(t *testing.T) {
 			require.Contains(t, mountsBelow(l.dir), m)
 
 			// The server comes back, and so does what waited for it.
-			p.thaw()
-			if s.cmd == nil {
-				s.start()
-			}
-			if name == "refused" {
-				p.accept(t)
-			}
+			outage.end(s, p)
 			require.Eventually(t, func() bool { return l.state(m).Ops == 0 }, 20*time.Second, 50*time.Millisecond)
 			l.umount(m)
 			b, err := os.ReadFile(l.path("export", "old"))
