@@ -61,7 +61,12 @@ bench: ## the micro-benchmarks of all packages
 bench-memory: build ## memory of the daemons over a million files and 20 GiB (a quarter of an hour; 30 GB of disk)
 	CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 3h -run 'TestMemory$$' ./cmd/internal/e2e
 
+bench-sharing: build ## two who work on the same files, in two mounts, in one, and in a directory without: CAGE_ROUNDS (3) times in turn
+	@for i in $$(seq $${CAGE_ROUNDS:-3}); do for by in mounts mount directory; do echo "== $$by"; \
+		CAGE_SHARED_BY=$$by CAGE_ACCEPT=1 $(GO) test -count=1 -v -timeout 1h -run '^TestSharing' ./cmd/internal/e2e | grep -E 'a second|late|^(---|FAIL)' || exit 1; \
+	done; done
+
 clean: ## what the others left
 	rm -rf bin
 
-.PHONY: help build test race fuzz lint accept programs differential linear torture demo sim bench bench-memory clean
+.PHONY: help build test race fuzz lint accept programs differential linear torture demo sim bench bench-memory bench-sharing clean

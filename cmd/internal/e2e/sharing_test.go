@@ -26,6 +26,10 @@ import (
 // Nothing may be lost, and each must get on: no step may take longer than stuck.
 const stuck = 30 * time.Second
 
+// sharedBy says where the two work, for comparison (docs/bench/sharing.md): both in one "mount", or
+// in a "directory" of the file system below; without, each in a mount of its own.
+var sharedBy = os.Getenv("CAGE_SHARED_BY")
+
 // twoMounts makes a server and two mounts of its export.
 func twoMounts(t *testing.T) (l *lab, export, a, b string) {
 	if !accept {
@@ -33,9 +37,24 @@ func twoMounts(t *testing.T) (l *lab, export, a, b string) {
 	}
 	l = newLab(t, "")
 	export = l.mkdir("export")
+	if sharedBy == "directory" {
+		return l, export, export, export
+	}
 	s := l.newServer(export)
 	s.start()
-	return l, export, l.mount(s), l.mount(s)
+	a = l.mount(s)
+	if sharedBy == "mount" {
+		return l, export, a, a
+	}
+	return l, export, a, l.mount(s)
+}
+
+// push makes sure that the server has everything that was written in a mount.
+func (l *lab) push(dir string) {
+	l.t.Helper()
+	if sharedBy != "directory" {
+		l.run("cagefs", "sync", dir)
+	}
 }
 
 // together runs functions at the same time and returns the first error, which ends the others.
@@ -79,7 +98,7 @@ func TestSharingPingPong(t *testing.T) {
 	l, export, a, b := twoMounts(t)
 	n := full(400, 20_000)
 	require.NoError(t, os.WriteFile(a+"/ball", make([]byte, 4096), 0o644))
-	l.run("cagefs", "sync", a)
+	l.push(a)
 	player := func(path string, side uint64) func(ctx context.Context) error {
 		fd := keepOpen(t, path, unix.O_RDWR)
 		return func(ctx context.Context) error {
@@ -106,8 +125,8 @@ func TestSharingPingPong(t *testing.T) {
 	start := time.Now()
 	require.NoError(t, together(player(a+"/ball", 0), player(b+"/ball", 1)))
 	rate(t, n, "turns", start)
-	l.run("cagefs", "sync", a)
-	l.run("cagefs", "sync", b)
+	l.push(a)
+	l.push(b)
 	text, err := os.ReadFile(filepath.Join(export, "ball"))
 	require.NoError(t, err)
 	require.EqualValues(t, n, binary.LittleEndian.Uint64(text)/2*2)
@@ -118,7 +137,7 @@ func TestSharingAPage(t *testing.T) {
 	l, export, a, b := twoMounts(t)
 	n := full(500, 50_000)
 	require.NoError(t, os.WriteFile(a+"/page", make([]byte, 4096), 0o644))
-	l.run("cagefs", "sync", a)
+	l.push(a)
 	writer := func(path string, at int64) func(ctx context.Context) error {
 		fd := keepOpen(t, path, unix.O_RDWR)
 		return func(ctx context.Context) error {
@@ -140,8 +159,8 @@ func TestSharingAPage(t *testing.T) {
 	start := time.Now()
 	require.NoError(t, together(writer(a+"/page", 0), writer(b+"/page", 2048)))
 	rate(t, 2*n, "writes and reads", start)
-	l.run("cagefs", "sync", a)
-	l.run("cagefs", "sync", b)
+	l.push(a)
+	l.push(b)
 	for _, dir := range []string{export, a, b} {
 		awaitSight(t, func() (string, error) {
 			text, err := os.ReadFile(filepath.Join(dir, "page"))
@@ -159,7 +178,7 @@ func TestSharingFollow(t *testing.T) {
 	l, export, a, b := twoMounts(t)
 	n := full(1000, 50_000)
 	require.NoError(t, os.WriteFile(a+"/log", nil, 0o644))
-	l.run("cagefs", "sync", a)
+	l.push(a)
 	log := keepOpen(t, a+"/log", unix.O_WRONLY|unix.O_APPEND)
 	written := make([]atomic.Int64, n) // when
 	write := func(ctx context.Context) error {
@@ -211,7 +230,7 @@ func TestSharingAppend(t *testing.T) {
 	l, export, a, b := twoMounts(t)
 	n := full(300, 20_000)
 	require.NoError(t, os.WriteFile(a+"/log", nil, 0o644))
-	l.run("cagefs", "sync", a)
+	l.push(a)
 	appender := func(path, who string) func(ctx context.Context) error {
 		fd := keepOpen(t, path, unix.O_WRONLY|unix.O_APPEND)
 		return func(ctx context.Context) error {
@@ -226,8 +245,8 @@ func TestSharingAppend(t *testing.T) {
 	start := time.Now()
 	require.NoError(t, together(appender(a+"/log", "a"), appender(b+"/log", "b")))
 	rate(t, 2*n, "lines", start)
-	l.run("cagefs", "sync", a)
-	l.run("cagefs", "sync", b)
+	l.push(a)
+	l.push(b)
 	for _, dir := range []string{export, a, b} {
 		awaitSight(t, func() (string, error) {
 			text, err := os.ReadFile(filepath.Join(dir, "log"))
@@ -246,6 +265,9 @@ func TestSharingAppend(t *testing.T) {
 		}, fmt.Sprint([2]int{n, n}))
 	}
 	for _, m := range []string{a, b} {
+		if sharedBy == "directory" {
+			break
+		}
 		log, err := os.ReadFile(m + ".log")
 		require.NoError(t, err)
 		require.NotContains(t, string(log), `"level":"error"`)
@@ -287,7 +309,7 @@ func TestSharingGit(t *testing.T) {
 	must(a, "init", "-q", "-b", "main", "repo")
 	must(a+"/repo", "config", "gc.auto", "0")
 	must(a+"/repo", "commit", "-q", "--allow-empty", "-m", "first")
-	l.run("cagefs", "sync", a)
+	l.push(a)
 	awaitSight(t, func() (string, error) { return git(b+"/repo", "rev-list", "--count", "HEAD") }, "1")
 	var refused atomic.Int64
 	client := func(repo, who string) func(ctx context.Context) error {
@@ -329,10 +351,10 @@ func TestSharingGit(t *testing.T) {
 	rate(t, 2*n, "commits", start)
 	t.Logf("%d times the other had the lock", refused.Load())
 	for _, dir := range []string{a, b} {
-		l.run("cagefs", "sync", dir)
+		l.push(dir)
 	}
 	must(a+"/repo", "gc", "-q", "--prune=now")
-	l.run("cagefs", "sync", a)
+	l.push(a)
 	for _, dir := range []string{b, a, export} {
 		repo := filepath.Join(dir, "repo")
 		must(dir, "config", "--global", "--replace-all", "safe.directory", "*")
