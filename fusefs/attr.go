@@ -201,6 +201,7 @@ func (s *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 	defer ctx.end()
 	since := s.inodes.now()
 	ino := s.inodes.find(in.NodeId)
+	ino.locked()
 	who := s.idents.full(&in.InHeader)
 	if in.Valid&fuse.FATTR_FH != 0 {
 		if h := s.files.borrow(in.Fh); h != nil {

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -97,6 +98,7 @@ type testMount struct {
 	sources []*testSource
 	cache   *pagecache.Cache
 	mount   *Mounted
+	holder  *holder
 }
 
 // testSource is a source of a mount with its session.
@@ -112,11 +114,12 @@ func mountForTest(addr string, keys *auth.Keyring, point, sub string, log zerolo
 	if err != nil {
 		return nil, err
 	}
-	m := &testMount{cache: pagecache.New(pagecache.Options{})}
+	m := &testMount{cache: pagecache.New(pagecache.Options{}), holder: &holder{}}
 	ready := make(chan struct{}) // upcalls come after the mount
 	ctx := context.Background()
 	inodes, _ := strconv.Atoi(os.Getenv("CAGE_TEST_INODES"))
 	o := Options{Cache: m.cache, Device: addr + ":/x", Inodes: inodes, Log: log}
+	o.between = func(fs fuse.RawFileSystem) fuse.RawFileSystem { m.holder.RawFileSystem = fs; return m.holder }
 	subs := strings.Split(sub, ":")
 	for i, sub := range subs {
 		src := &testSource{}
@@ -219,6 +222,7 @@ func runDaemon(dir string, in io.Reader, out io.Writer) (err error) {
 	fmt.Fprintln(out, "ready")
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		verb, name, _ := strings.Cut(lines.Text(), " ")
+		name, kind, _ := strings.Cut(name, ":")
 		answer := "ok"
 		switch m := mounts[name]; verb {
 		case "down":
@@ -233,6 +237,16 @@ func runDaemon(dir string, in io.Reader, out io.Writer) (err error) {
 			}
 		case "wait":
 			m.mount.Wait()
+		case "hold":
+			m.holder.hold(kind)
+		case "held":
+			if !m.holder.held() {
+				answer = "nothing is asked"
+			}
+		case "let":
+			m.holder.let()
+		case "awaited":
+			answer = strconv.FormatInt(m.mount.fs[0].awaited.Load(), 10)
 		case "stats":
 			answer = fmt.Sprintf("%+v", m.mount.Stats())
 		case "mount": // another one at the same place

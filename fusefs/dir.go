@@ -91,6 +91,8 @@ type listing struct {
 	next chan fetched // a prefetch of what follows now, or nil
 	loop loop
 
+	onWay bool // the last answer told names, and the kernel may not have taken it in: see naming
+
 	// What was listed from the beginning on, to be remembered.
 	seen   []proto.DirEntry // Attr has ID and type only
 	asked  remembering      // of the first of them
@@ -146,6 +148,7 @@ func (s *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 func (s *fileSystem) closeDir(h *handle[*listing]) {
 	l := h.it
 	l.stop()
+	l.arrived()
 	s.inodes.close(l.ino)
 	s.tasks.Go(func() {
 		if <-l.kept {
@@ -159,7 +162,7 @@ func (s *fileSystem) ReleaseDir(in *fuse.ReleaseIn) { s.dirs.release(in.Fh) }
 
 // ReadDir implements fuse.RawFileSystem.
 func (s *fileSystem) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.list(cancel, in, false, func(e fuse.DirEntry, _ *batch, _ *proto.Attr) bool {
+	return s.list(cancel, in, false, func(e fuse.DirEntry, _ *listing, _ *proto.Attr) bool {
 		return out.AddDirEntry(e)
 	})
 }
@@ -167,13 +170,14 @@ func (s *fileSystem) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.
 // ReadDirPlus implements fuse.RawFileSystem.
 func (s *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	dir := s.inodes.find(in.NodeId)
-	return s.list(cancel, in, true, func(e fuse.DirEntry, b *batch, a *proto.Attr) bool {
+	return s.list(cancel, in, true, func(e fuse.DirEntry, l *listing, a *proto.Attr) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
 			return false
 		}
-		if a != nil && s.believable(dir, b, a) {
-			s.fillEntry(entry, a, s.nameTimeout(dir, b.tenure), b.since).seen(dir.id, e.Name)
+		if a != nil && s.believable(dir, l.now, a) {
+			s.naming(l)
+			s.fillEntry(entry, a, s.nameTimeout(dir, l.now.tenure), l.now.since).seen(dir.id, e.Name)
 		}
 		return true
 	})
@@ -195,7 +199,7 @@ func (s *fileSystem) believable(dir *inode, b *batch, a *proto.Attr) bool {
 }
 
 // list gives the entries after in.Offset to add until it has no room.
-func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, add func(fuse.DirEntry, *batch, *proto.Attr) bool) fuse.Status {
+func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, add func(fuse.DirEntry, *listing, *proto.Attr) bool) fuse.Status {
 	h := s.dirs.borrow(in.Fh)
 	if h == nil {
 		return fuse.EBADF
@@ -210,6 +214,7 @@ func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, ad
 	case <-ctx.Done():
 		return s.errors.status("readdir", ctx.Err())
 	}
+	l.arrived()
 	if in.Offset == 0 {
 		l.now, l.next = nil, nil // the start is the start of the present directory
 	}
@@ -226,7 +231,7 @@ func (s *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool, ad
 		for i := range rest {
 			e := &rest[i]
 			de := fuse.DirEntry{Name: e.Name, Mode: e.Attr.Mode, Ino: s.ino(e.Attr.ID), Off: cookieToOff(e.Cookie)}
-			if !add(de, l.now, &e.Attr) {
+			if !add(de, l, &e.Attr) {
 				return fuse.OK
 			}
 			cookie, n = e.Cookie, n+1

@@ -60,6 +60,7 @@ type fileSystem struct {
 	notified atomic.Int64   // changes by others that the kernel was told
 	changes  atomic.Uint64  // beginnings and ends of changes by us, writes not counted
 	moves    atomic.Uint64  // of these: such as may move or remove a directory
+	awaited  atomic.Int64   // how often a recall had to wait for an answer on its way
 }
 
 func newFileSystem(o *Options, src *Source, tag uint16, fd int) *fileSystem {
@@ -122,6 +123,7 @@ func (s *fileSystem) do(ctx context.Context, who proto.Ident, op proto.Op) (prot
 		return res, nil
 	}
 	res.Attr, err = s.session.GetAttr(ctx, s.headerOf(who), res.ID)
+	res.Attr.Lease = proto.Lease{} // as in the results of changes: see onway.go
 	return res, err
 }
 

@@ -61,20 +61,19 @@ func (s *fileSystem) revoke(id proto.FileID, r lease.Recall) {
 			s.kernel.data(node)
 			s.kernel.epoch()
 		case ino.isDir() || ino.mode.Load() == 0:
-			s.kernel.attrs(node)
-			s.kernel.epoch()
+			s.unbelieve(ino, s.dropAttrs)
+			s.unname(ino)
 		case ino.paged.Swap(false):
-			ino.told.Store(false)
-			s.dropPages(ino)
-		case ino.told.Swap(false):
-			s.kernel.attrs(node)
+			s.unbelieve(ino, s.dropPages)
+		case ino.told.Load():
+			s.unbelieve(ino, s.dropAttrs)
 		}
 	}
 	s.session.Return(r)
 }
 
-// dropPages makes the kernel forget the attributes and pages of a file.
-func (s *fileSystem) dropPages(ino *inode) {
+// dropPages makes the kernel forget the attributes and pages of a file, and reports whether it has it.
+func (s *fileSystem) dropPages(ino *inode) (known bool) {
 	ranges := []bytesRange{everything}
 	for len(ranges) > 0 {
 		ino.mu.Lock()
@@ -87,7 +86,7 @@ func (s *fileSystem) dropPages(ino *inode) {
 		ino.mu.Unlock()
 		for _, r := range ranges {
 			if r == everything {
-				s.kernel.data(ino.node)
+				known = s.kernel.data(ino.node)
 			} else {
 				s.kernel.hole(ino.node, r.off, r.end-r.off)
 			}
@@ -96,6 +95,7 @@ func (s *fileSystem) dropPages(ino *inode) {
 		ino.pass, ranges = nil, p.late
 		ino.mu.Unlock()
 	}
+	return known
 }
 
 // mayRead returns when bytes may be read through a file: when there is a lease,

@@ -28,11 +28,12 @@ type inode struct {
 
 	// Guarded by mu, which is held over no call but those of pagecache.File that do no I/O.
 	mu    sync.Mutex
-	opens int             // handles that have file open
-	pass  *pass           // a recall is being carried out
-	began chan struct{}   // closed when a pass begins; nil: nobody waits
-	file  *pagecache.File // while opens > 0
-	memo  *memo           // of a directory
+	opens int                // handles that have file open
+	pass  *pass              // a recall is being carried out
+	began chan struct{}      // closed when a pass begins; nil: nobody waits
+	file  *pagecache.File    // while opens > 0
+	memo  *memo              // of a directory
+	lists map[*listing]int64 // of a directory: with an answer on its way to the kernel, made at that fileSystem.now
 
 	fresh sync.Mutex // held while pages are compared and the kernel is told; over no request to the server
 
@@ -173,7 +174,7 @@ func newTable(tag uint16, root proto.Attr, applied func() proto.Seq, most int) *
 	if tag != 0 {
 		node = uint64(root.ID.Tagged(tag))
 	}
-	t := &table{tag: tag, root: &inode{id: root.ID, node: node, lookups: 1}, applied: applied, began: time.Now(), most: max(1, most/shards), raised: -1, reset: -1}
+	t := &table{tag: tag, root: &inode{id: root.ID, node: node}, applied: applied, began: time.Now(), most: max(1, most/shards), raised: -1, reset: -1}
 	t.heard(t.root, &root)
 	for i := range t.shards {
 		t.shards[i].inodes = make(map[uint64]*inode)
@@ -193,6 +194,14 @@ func (t *table) node(id proto.FileID) (node uint64, ok bool) {
 		return t.root.node, true
 	}
 	return uint64(id.Tagged(t.tag)), id != proto.RootID && id <= proto.MaxFileID
+}
+
+// given reports whether the kernel has an inode, or is about to have it, or to say that it has forgotten it.
+func (t *table) given(ino *inode) bool {
+	s := t.shard(ino.node)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inodes[ino.node] == ino && ino.lookups > 0
 }
 
 // known returns the inode of a file, nil where the kernel does not know it and it is not open.

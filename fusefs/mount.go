@@ -89,7 +89,11 @@ func serve(point string, fd int, o *Options) (*Mounted, error) {
 		return nil, err
 	}
 	m := &Mounted{own: own, log: o.Log, point: point, dev: info.dev, done: make(chan struct{})}
-	server, err := fuse.NewServer(m.front(o), fmt.Sprintf("/dev/fd/%d", fd), o.fuseOptions(func() { m.panics.Add(1) }))
+	front := m.front(o)
+	if o.between != nil {
+		front = o.between(front)
+	}
+	server, err := fuse.NewServer(front, fmt.Sprintf("/dev/fd/%d", fd), o.fuseOptions(func() { m.panics.Add(1) }))
 	if err != nil {
 		unix.Close(own)
 		return nil, err

@@ -121,6 +121,9 @@ func (s *fileSystem) changeNames(ctx context.Context, h *fuse.InHeader, op proto
 			s.inodes.named(d)
 		}
 	}
+	for _, d := range dirs {
+		d.locked()
+	}
 	mark()
 	defer mark()
 	return s.do(ctx, s.idents.full(h), op)

@@ -20,8 +20,8 @@ const (
 // kernel is what the dispatcher tells the kernel. All calls may block until
 // requests that are being handled are answered.
 type kernel interface {
-	attrs(node uint64)              // attributes are not valid any more
-	data(node uint64)               // nor are the pages
+	attrs(node uint64) (known bool) // attributes are not valid any more; known: it has the inode, or is gone
+	data(node uint64) (known bool)  // nor are the pages
 	hole(node uint64, off, n int64) // pages of a range are written back and dropped; n 0: to the end
 	epoch()                         // all names have to be looked up again, if expires
 	expires() bool                  // names can be told in that way
@@ -188,16 +188,19 @@ func (s *fileSystem) tellAll() {
 	s.cache.Reset(s.tag)
 	s.memory.reset()
 	s.inodes.forgotten()
-	s.kernel.epoch()
 	var paged []*inode
 	s.inodes.each(func(ino *inode) {
 		ino.names.Add(1)
 		ino.noCaps.Store(0)
-		s.kernel.attrs(ino.node)
+		s.unbelieve(ino, s.dropAttrs)
+		if ino.isDir() {
+			s.listed(ino)
+		}
 		if ino.pages.Load() {
 			paged = append(paged, ino)
 		}
 	})
+	s.kernel.epoch()
 	var drops sync.WaitGroup
 	room := make(chan struct{}, maxDrops)
 	for _, ino := range paged {
@@ -222,9 +225,13 @@ type device struct {
 
 var _ kernel = (*device)(nil)
 
-func (d *device) attrs(node uint64) { d.server.InodeNotify(node, -1, 0) }
+func (d *device) attrs(node uint64) (known bool) {
+	return d.server.InodeNotify(node, -1, 0) != fuse.ENOENT
+}
 
-func (d *device) data(node uint64) { d.server.InodeNotify(node, 0, 0) }
+func (d *device) data(node uint64) (known bool) {
+	return d.server.InodeNotify(node, 0, 0) != fuse.ENOENT
+}
 
 func (d *device) hole(node uint64, off, n int64) { d.server.InodeNotify(node, off, n) }
 

@@ -102,8 +102,14 @@ func TestTooMuchNewsInvalidatesEverything(t *testing.T) {
 // fakeKernel writes down what it is told.
 type fakeKernel struct{ said []string }
 
-func (k *fakeKernel) attrs(node uint64) { k.said = append(k.said, fmt.Sprint("attrs ", node)) }
-func (k *fakeKernel) data(node uint64)  { k.said = append(k.said, fmt.Sprint("data ", node)) }
+func (k *fakeKernel) attrs(node uint64) bool {
+	k.said = append(k.said, fmt.Sprint("attrs ", node))
+	return true
+}
+func (k *fakeKernel) data(node uint64) bool {
+	k.said = append(k.said, fmt.Sprint("data ", node))
+	return true
+}
 func (k *fakeKernel) hole(node uint64, off, n int64) {
 	k.said = append(k.said, fmt.Sprint("hole ", node, off, n))
 }

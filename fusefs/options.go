@@ -59,6 +59,8 @@ type Options struct {
 	Known int
 
 	Log zerolog.Logger
+
+	between func(fuse.RawFileSystem) fuse.RawFileSystem // of tests: stands between the kernel and the mount; nil: nothing does
 }
 
 func (o Options) withDefaults() Options {

@@ -81,6 +81,7 @@ func (s *fileSystem) changeXattr(cancel <-chan struct{}, h *fuse.InHeader, ino *
 	ctx := s.change(cancel, h)
 	defer ctx.end()
 	defer ino.noCaps.Store(0)
+	ino.locked()
 	upto := ino.written()
 	res, err := s.do(ctx, s.idents.full(h), op)
 	if err != nil {
