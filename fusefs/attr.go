@@ -136,13 +136,18 @@ func (s *fileSystem) attr(ctx context.Context, h *fuse.InHeader, ino *inode) (pr
 		return proto.Attr{}, err
 	}
 	return orKnown(ctx, s, func() (proto.Attr, bool) { return s.knownAttr(ino.id) }, func(ctx context.Context) (proto.Attr, error) {
-		r := s.remembering()
-		a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
-		if err == nil {
-			s.inodes.heard(ino, &a)
-			s.learnAttr(&a, r)
+		for tries, again := 3, true; ; tries-- {
+			r := s.remembering()
+			a, err := s.session.GetAttr(ctx, s.header(h), ino.id)
+			if err == nil {
+				s.inodes.heard(ino, &a)
+				s.learnAttr(&a, r)
+				again, err = s.uncover(ctx, ino, &a, r.applied)
+			}
+			if err != nil || !again || tries == 1 {
+				return a, err
+			}
 		}
-		return a, err
 	})
 }
 

@@ -195,7 +195,7 @@ func (s *fileSystem) believable(dir *inode, b *batch, a *proto.Attr) bool {
 		return false
 	}
 	ino := s.inodes.known(a.ID)
-	return !s.inodes.newer(ino, a.Change, b.since) && (ino == nil || proto.Seq(ino.logged.Load()) <= b.applied)
+	return !s.inodes.newer(ino, a.Change, b.since) && (ino == nil || proto.Seq(ino.logged.Load()) <= b.applied && ino.shown() == nil)
 }
 
 // list gives the entries after in.Offset to add until it has no room.

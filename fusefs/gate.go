@@ -63,8 +63,11 @@ func (s *fileSystem) revoke(id proto.FileID, r lease.Recall) {
 		case ino.isDir() || ino.mode.Load() == 0:
 			s.unbelieve(ino, s.dropAttrs)
 			s.unname(ino)
-		case ino.paged.Swap(false):
+		case ino.paged.Load():
+			dropped := ino.drop() // before it is noted that there are none: see uncover
+			ino.paged.Store(false)
 			s.unbelieve(ino, s.dropPages)
+			dropped()
 		case ino.told.Load():
 			s.unbelieve(ino, s.dropAttrs)
 		}

@@ -219,9 +219,16 @@ func (s *fileSystem) opened(op opening, news uint64, who proto.Ident, flags uint
 	if f.maps = flags&syscall.O_ACCMODE == syscall.O_RDWR; f.maps {
 		ino.stores.Add(1)
 	}
+	ino.fresh.Lock()
 	f.file, kept = s.openPages(f.back, *a, op.upto)
 	ino.opened(f.file)
 	kept = s.underLease(f, a, news) && kept
+	// Pages that were dropped from the cache because the file had changed go
+	// from the kernel with this reply, if it has any; who needs that before it is there tells the kernel himself.
+	if !kept {
+		ino.behind.Store(true)
+	}
+	ino.fresh.Unlock()
 	if f.tell || s.leasing && s.isDisputed(ino) {
 		// Past its own pages, for the kernel locks these while it sends a write, which may
 		// have to wait until others have given a lease back, and they for ours: nobody
@@ -229,12 +236,6 @@ func (s *fileSystem) opened(op opening, news uint64, who proto.Ident, flags uint
 		// writes where it begins in a page that the kernel does not have.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 		f.past = true
-	}
-	// Pages that were dropped from the cache because the file had changed go
-	// from the kernel with this reply, if it has any; who takes a lock before it
-	// is there tells the kernel himself.
-	if !kept {
-		ino.behind.Store(true)
 	}
 	ino.pages.Store(true)
 	if op.mode != lockset.NoMode {

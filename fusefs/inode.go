@@ -27,15 +27,17 @@ type inode struct {
 	listed  bool          // in the table's list of inodes that wait for their writes
 
 	// Guarded by mu, which is held over no call but those of pagecache.File that do no I/O.
-	mu    sync.Mutex
-	opens int                // handles that have file open
-	pass  *pass              // a recall is being carried out
-	began chan struct{}      // closed when a pass begins; nil: nobody waits
-	file  *pagecache.File    // while opens > 0
-	memo  *memo              // of a directory
-	lists map[*listing]int64 // of a directory: with an answer on its way to the kernel, made at that fileSystem.now
+	mu      sync.Mutex
+	opens   int                // handles that have file open
+	pass    *pass              // a recall is being carried out
+	began   chan struct{}      // closed when a pass begins; nil: nobody waits
+	file    *pagecache.File    // while opens > 0
+	dropped chan struct{}      // closed when a recall has made the kernel drop all pages; nil: none does
+	memo    *memo              // of a directory
+	lists   map[*listing]int64 // of a directory: with an answer on its way to the kernel, made at that fileSystem.now
 
-	fresh sync.Mutex // held while pages are compared and the kernel is told; over no request to the server
+	fresh    sync.Mutex // held while the cache compares its pages; over no request to the server, nor while the kernel is told
+	dropping sync.Mutex // held while the kernel drops pages that are behind
 
 	// Atomic.
 	mode     atomic.Uint32 // as last heard
@@ -47,6 +49,7 @@ type inode struct {
 	told     atomic.Bool   // it may believe attributes that it was given since it was made to forget them
 	altered  atomic.Int32  // changes of ours of its attributes that are on their way
 	disputed atomic.Int64  // fileSystem.now of the newest recall; 0: none
+	toldAt   atomic.Int64  // fileSystem.now of when it was told attributes last
 	behind   atomic.Bool   // they may be older than what the cache was last compared with
 	stores   atomic.Int64  // handles through which it may be mapped to be written to
 	gone     atomic.Bool   // the table does not hold it any more: news of the file do not reach it

@@ -200,24 +200,6 @@ func (s *fileSystem) lock(ctx context.Context, f *openFile, o remote.LockOwner, 
 	return intact(&f.lost)
 }
 
-// refresh compares what the cache and the kernel have of an open file with fresh
-// attributes, as an open does. The notification waits for requests that read
-// pages, none of which waits for this one.
-func (s *fileSystem) refresh(f *openFile, a *proto.Attr, upto proto.Seq) {
-	ino := f.ino
-	s.inodes.heard(ino, a)
-	seen := *a
-	seen.ID = s.key(a.ID)
-	ino.fresh.Lock()
-	defer ino.fresh.Unlock()
-	if !f.file.Seen(seen, upto) {
-		ino.behind.Store(true)
-	}
-	if ino.behind.Swap(false) {
-		s.kernel.data(ino.node)
-	}
-}
-
 // unlockTimeout is how long close(2) waits until others can have the locks. A process
 // that is in it cannot be killed.
 const unlockTimeout = time.Second

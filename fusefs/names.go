@@ -107,8 +107,13 @@ func (s *fileSystem) lookup(ctx context.Context, h *fuse.InHeader, dir *inode, n
 		return a, err
 	}
 	ino := s.inodes.known(a.ID)
-	if ino == nil || proto.Seq(ino.logged.Load()) <= applied {
+	switch {
+	case ino == nil:
 		return a, nil
+	case proto.Seq(ino.logged.Load()) <= applied:
+		if again, err := s.uncover(ctx, ino, &a, applied); err != nil || !again {
+			return a, err
+		}
 	}
 	return s.attr(ctx, h, ino)
 }

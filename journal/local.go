@@ -118,6 +118,7 @@ type localState struct {
 	suspects map[proto.FileID]int64    // directories to be compared, with the ctime that was known of them; guarded by mu
 	unsynced map[proto.FileID]bool     // regular files that they changed, until syncLocal looks; guarded by mu
 	looked   map[proto.FileID]sighting // files that somebody found changed; guarded by mu
+	sizes    map[proto.FileID]sizeAt   // of files that they changed lately; guarded by mu
 	missed   bool                      // they were too many: everything is to be compared; guarded by mu
 
 	newest     proto.LSN            // newest record of what they did; guarded by queueMu
@@ -155,7 +156,7 @@ func (l leftNames) take(at place) bool {
 const maxLocalDirs = 4096
 
 func newLocalState() localState {
-	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}, unsynced: map[proto.FileID]bool{}, looked: map[proto.FileID]sighting{}}
+	return localState{done: make(chan struct{}), suspects: map[proto.FileID]int64{}, unsynced: map[proto.FileID]bool{}, looked: map[proto.FileID]sighting{}, sizes: map[proto.FileID]sizeAt{}}
 }
 
 // suspect asks for a directory to be compared. It does not block.
@@ -434,6 +435,31 @@ type sighting struct {
 // told late, and several may have the file open.
 const maxCloses = 3
 
+// sizeAt is the size of a file as of a record of what processes of the server did to it.
+type sizeAt struct {
+	lsn  proto.LSN
+	size uint64
+}
+
+// sized notes what a record says of a file's size.
+func (l *localState) sized(r *record.Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.sizes) >= maxLooked {
+		clear(l.sizes)
+	}
+	l.sizes[r.ID] = sizeAt{r.LSN, r.NewSize}
+}
+
+// resized reports whether a file has another size than its newest record says: a write stamps a file
+// before it makes it longer, and who looked in between has seen the one and not the other.
+func (l *localState) resized(id proto.FileID, change proto.LSN, size int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was, ok := l.sizes[id]
+	return ok && was.lsn == change && was.size != uint64(size)
+}
+
 // look notes that a record says what somebody found.
 func (l *localState) look(id proto.FileID, lsn proto.LSN) {
 	l.mu.Lock()
@@ -524,6 +550,9 @@ func (j *Journal) emitSeen(r *record.Record, by Process, ctime int64) error {
 	j.hist.add(r)
 	j.toBeSynced(r)
 	j.tree.seen(r.ID, ctime, r.LSN)
+	if r.Kind == record.Local {
+		j.local.sized(r)
+	}
 	j.announce([]*record.Record{r})
 	return nil
 }

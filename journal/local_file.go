@@ -60,7 +60,7 @@ func (c *compare) fileLocked(id proto.FileID, e LocalEvent, before node) error {
 func (c *compare) changed(n *node, info vfs.Info, e *LocalEvent, before *node) LocalWhat {
 	j := c.j
 	told := e.What & (LocalContent | LocalAttr)
-	differs := n.ctime != info.Ctime
+	differs := n.ctime != info.Ctime || n.typ == proto.ModeRegular && j.local.resized(n.id, n.change, info.Size)
 	switch {
 	case told != 0 && !differs && e.What&LocalIn != 0 && n.change == j.hist.made(n.id) && (before.ctime == 0 || before.ctime == info.Ctime):
 		return 0 // its making has told

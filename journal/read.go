@@ -64,7 +64,7 @@ func (j *Journal) attrOf(id proto.FileID, info vfs.Info) proto.Attr {
 	if !ok {
 		n.id = id
 	}
-	if n.ctime != info.Ctime {
+	if n.ctime != info.Ctime || n.typ == proto.ModeRegular && j.local.resized(id, n.change, info.Size) {
 		n.change = j.noticeLocal(&n, info)
 	}
 	a := proto.Attr{
