@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -192,4 +193,75 @@ func TestMappingsOfTwoMounts(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Two mounts change bytes of one page in turn, one of them through a mapping. Each has what the other did before,
+// although the kernel writes whole pages back: a store is in the page that is handed over with the lease.
+func TestOnePageInTurn(t *testing.T) {
+	for name, store := range map[string]func(f *os.File, page []byte, at int, b byte) error{
+		"against writes": func(f *os.File, _ []byte, at int, b byte) error {
+			_, err := f.WriteAt([]byte{b}, int64(at))
+			return err
+		},
+		"against a mapping": func(_ *os.File, page []byte, at int, b byte) error {
+			page[at] = b
+			return unix.Msync(page, unix.MS_SYNC)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := startDaemon(t)
+			require.NoError(t, os.WriteFile(filepath.Join(d.a, "f"), make([]byte, 4096), 0o644))
+			var files [2]*os.File
+			var pages [2][]byte
+			for i, m := range []string{d.a, d.b} {
+				f, err := os.OpenFile(filepath.Join(m, "f"), os.O_RDWR, 0)
+				require.NoError(t, err)
+				defer f.Close()
+				files[i] = f
+				pages[i], err = unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+				require.NoError(t, err)
+				defer unix.Munmap(pages[i])
+			}
+			want := make([]byte, 4096)
+			within(t, 120*time.Second, func() {
+				for n := range 400 {
+					at := n * 1021 % 4096 // each byte once
+					want[at] = byte(n%255) + 1
+					var err error
+					if n%2 == 0 {
+						pages[0][at] = want[at]
+						if name == "against a mapping" {
+							err = unix.Msync(pages[0], unix.MS_SYNC)
+						}
+					} else {
+						err = store(files[1], pages[1], at, want[at])
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if n%2 == 0 && name == "against writes" {
+						continue // not synced: the other's write fetches it
+					}
+					// What was not synced the writer sees soon.
+					for end := time.Now().Add(10 * time.Second); n%2 == 1 && name == "against writes" && !bytes.Equal(want, pages[1]) && time.Now().Before(end); {
+						time.Sleep(time.Millisecond)
+					}
+					for i, p := range pages {
+						if !bytes.Equal(want, p) {
+							t.Errorf("after change %d, of byte %d, the page of mount %d differs", n, at, i)
+							return
+						}
+					}
+				}
+			})
+			require.NoError(t, files[0].Sync())
+			require.NoError(t, files[1].Sync())
+			for _, m := range []string{d.a, d.b, d.export} {
+				got, err := os.ReadFile(filepath.Join(m, "f"))
+				require.NoError(t, err)
+				require.Equal(t, want, got, m)
+			}
+		})
+	}
 }

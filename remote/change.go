@@ -49,7 +49,12 @@ func (s *Session) LogIf(ctx context.Context, id proto.Ident, op proto.Op, may fu
 		return s.logLeased(ctx, id, w, may)
 	}
 	var seq proto.Seq
-	err := s.append(ctx, op, s.now(), may, func() { seq = s.log.Append(id, op) })
+	err := s.append(ctx, op, s.now(), may, func() {
+		seq = s.log.Append(id, op)
+		if w, ok := op.(*proto.Write); ok && w.Mapped {
+			s.stored = seq
+		}
+	})
 	return seq, err
 }
 

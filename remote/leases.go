@@ -163,10 +163,12 @@ func (s *Session) returnLocked(r lease.Recall) {
 	s.sendReturnLocked(r, s.leases.Returned(r))
 }
 
-// sendReturnLocked sends a return. logged: something may have been logged under the lease.
+// sendReturnLocked sends a return. logged: something may have been logged under the lease. What was
+// stored through a mapping counts as well, whatever lease there was: the kernel gives back whole pages when it is
+// made to forget them, and who gets the lease is not to write before these are applied.
 func (s *Session) sendReturnLocked(r lease.Recall, logged bool) {
 	m := &wire.ReturnReq{ID: r.ID, Gen: r.UpTo, Mode: r.To}
-	if logged {
+	if logged || s.stored > s.log.Acked() {
 		m.Seq = s.log.WireLast()
 	}
 	s.urgentLocked(wire.OpReturn, m)

@@ -134,6 +134,7 @@ type Session struct {
 	lastRefused *Refused
 	locks       locks
 	leases      *lease.Table
+	stored      proto.Seq     // the newest write through a mapping, which is logged under no lease
 	resets      uint64        // how often the owner was told that nothing is to be relied on
 	settled     uint64        // of these, how many it has done what is to be done
 	settling    chan struct{} // closed when it has done all; nil: it has
