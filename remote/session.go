@@ -131,7 +131,7 @@ type Session struct {
 	main        *conn         // nil while there is none
 	ports       []*port       // data connections of the main one
 	opens       map[proto.FileID]*open
-	lastRefused *Refused
+	lastRefused *Refused // of the opens; nil: none
 	locks       locks
 	leases      *lease.Table
 	stored      proto.Seq     // the newest write through a mapping, which is logged under no lease

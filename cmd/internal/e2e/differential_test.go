@@ -16,6 +16,7 @@ import (
 // TestPrograms runs the programs in testdata, each of which has once shown a
 // difference, or the one in the file that CAGE_DIFF_PROGRAM names.
 func TestPrograms(t *testing.T) {
+	quickly(t)
 	files, err := filepath.Glob("testdata/*.program")
 	require.NoError(t, err)
 	if f := os.Getenv("CAGE_DIFF_PROGRAM"); f != "" {
@@ -42,6 +43,7 @@ func TestPrograms(t *testing.T) {
 // long, CAGE_SEED where it begins; the program of a failure is printed as text
 // for TestPrograms.
 func TestDifferential(t *testing.T) {
+	quickly(t)
 	a := newArena(t)
 	long := 20 * time.Second
 	if accept {
@@ -70,6 +72,7 @@ func TestDifferential(t *testing.T) {
 // by an undo, and that again, with names, contents, owners, modes, times, links and
 // attributes, as another program found them or left them.
 func TestEveryChangeComesBack(t *testing.T) {
+	quickly(t)
 	a := newArena(t)
 	long := 8 * time.Second
 	if accept {

@@ -44,9 +44,7 @@ func newWorkshop(t *testing.T, programs map[string]string) *workshop {
 			unavailable(t, "the program %s is missing: apt-get install %s", prog, pkg)
 		}
 	}
-	if !accept {
-		t.Parallel()
-	}
+	quickly(t)
 	w := &workshop{lab: newLab(t, "")}
 	require.NoError(t, os.Chmod(labRoot, 0o711))
 	require.NoError(t, os.Chmod(w.dir, 0o711))
@@ -202,6 +200,13 @@ func full(quick, full int) int {
 		return full
 	}
 	return quick
+}
+
+// quickly runs a test beside others, but for a long run, which is to have the machine to itself.
+func quickly(t *testing.T) {
+	if !accept {
+		t.Parallel()
+	}
 }
 
 // long runs are those that take minutes: they belong to `make programs`.

@@ -27,13 +27,24 @@ import (
 const stuck = 30 * time.Second
 
 // sharedBy says where the two work, for comparison (docs/bench/sharing.md): both in one "mount", or
-// in a "directory" of the file system below; without, each in a mount of its own.
+// in a "directory" of the file system below; else each in a mount of its own. With it they work longer, and alone.
 var sharedBy = os.Getenv("CAGE_SHARED_BY")
+
+// shares is how much each does.
+func shares(quick, full int) int {
+	switch {
+	case accept:
+		return full
+	case sharedBy != "":
+		return min(5*quick, full)
+	}
+	return quick
+}
 
 // twoMounts makes a server and two mounts of its export.
 func twoMounts(t *testing.T) (l *lab, export, a, b string) {
-	if !accept {
-		t.Parallel()
+	if sharedBy == "" {
+		quickly(t)
 	}
 	l = newLab(t, "")
 	export = l.mkdir("export")
@@ -96,7 +107,7 @@ func rate(t *testing.T, n int, what string, since time.Time) {
 // it sees what the other wrote.
 func TestSharingPingPong(t *testing.T) {
 	l, export, a, b := twoMounts(t)
-	n := full(400, 20_000)
+	n := shares(400, 20_000)
 	require.NoError(t, os.WriteFile(a+"/ball", make([]byte, 4096), 0o644))
 	l.push(a)
 	player := func(path string, side uint64) func(ctx context.Context) error {
@@ -135,7 +146,7 @@ func TestSharingPingPong(t *testing.T) {
 // TestSharingAPage: two writers, each of its half of one page, as fast as they can.
 func TestSharingAPage(t *testing.T) {
 	l, export, a, b := twoMounts(t)
-	n := full(500, 50_000)
+	n := shares(500, 50_000)
 	require.NoError(t, os.WriteFile(a+"/page", make([]byte, 4096), 0o644))
 	l.push(a)
 	writer := func(path string, at int64) func(ctx context.Context) error {
@@ -176,7 +187,7 @@ func TestSharingAPage(t *testing.T) {
 // the server, as tail -f does: each line arrives whole and in its place.
 func TestSharingFollow(t *testing.T) {
 	l, export, a, b := twoMounts(t)
-	n := full(1000, 50_000)
+	n := shares(1000, 50_000)
 	require.NoError(t, os.WriteFile(a+"/log", nil, 0o644))
 	l.push(a)
 	log := keepOpen(t, a+"/log", unix.O_WRONLY|unix.O_APPEND)
@@ -228,7 +239,7 @@ func TestSharingFollow(t *testing.T) {
 // its order, and that a line went elsewhere than its mount took the end to be is no error.
 func TestSharingAppend(t *testing.T) {
 	l, export, a, b := twoMounts(t)
-	n := full(300, 20_000)
+	n := shares(300, 20_000)
 	require.NoError(t, os.WriteFile(a+"/log", nil, 0o644))
 	l.push(a)
 	appender := func(path, who string) func(ctx context.Context) error {
@@ -287,7 +298,7 @@ func TestSharingGit(t *testing.T) {
 		unavailable(t, "the program git is missing: apt-get install git")
 	}
 	l, export, a, b := twoMounts(t)
-	n := full(6, 100)
+	n := shares(6, 100)
 	git := func(dir string, args ...string) (string, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), limit())
 		defer cancel()
@@ -376,7 +387,7 @@ func TestSharingSQLite(t *testing.T) {
 		unavailable(t, "the program sqlite3 is missing: apt-get install sqlite3")
 	}
 	_, _, a, b := twoMounts(t)
-	rows := full(40, 2000)
+	rows := shares(40, 2000)
 	sql := func(dir, text string) string {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(context.Background(), limit())
@@ -406,7 +417,7 @@ func TestSharingSQLite(t *testing.T) {
 // the directory over and over, and runs what was built.
 func TestSharingBuild(t *testing.T) {
 	_, _, a, b := twoMounts(t)
-	n := full(3, 60)
+	n := shares(3, 60)
 	const packages = 5
 	src := filepath.Join(a, "src")
 	main := "package main\n\nimport (\n\t\"os\"\n"

@@ -26,6 +26,7 @@ import (
 // undo undone. It is looked at in the mount, in a second mount and in the
 // exported directory.
 func TestTree(t *testing.T) {
+	quickly(t)
 	needRoot(t)
 	l := newLab(t, "")
 	src, export := l.mkdir("src"), l.mkdir("export")
