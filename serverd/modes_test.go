@@ -1,14 +1,19 @@
 package serverd
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/require"
 
 	"cagefs.dev/cage/journal/vfs"
+	"cagefs.dev/cage/remote"
 	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
 	"cagefs.dev/cage/remote/status"
@@ -211,4 +216,85 @@ func TestModesAfterRestart(t *testing.T) {
 	restart()
 	require.Equal(t, []uint32{0}, back(), "somebody had it open meanwhile")
 	require.Equal(t, status.OK, q.tryOpen(id, wire.OpenRead))
+}
+
+// Clients open one file in modes that exclude each other while their connections are cut: no two
+// are in at the same time, nobody waits for who has closed it, and nothing is left in the end.
+func TestModesOverCutConnections(t *testing.T) {
+	const clients = 3
+	rounds := 40
+	if testing.Short() {
+		rounds = 10
+	}
+	r := serve(t, Options{DataPorts: 1})
+	var net cutter
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var id proto.FileID
+	var sessions [clients]*remote.Session
+	for i := range sessions {
+		s, err := remote.Dial(ctx, remote.Options{
+			Addr: r.Addr().String(), Export: "x", Keys: r.keys, Patience: 20 * time.Second, Dial: net.dial, Log: zerolog.Nop(), Leases: true,
+			LostLock: func(remote.LockOwner) { t.Error("a mode is lost") },
+		})
+		require.NoError(t, err)
+		s.Settled(s.Resets())
+		if i == 0 {
+			res, err := s.Do(ctx, self, newFile("f"))
+			require.NoError(t, err)
+			id = res.ID
+		}
+		sessions[i] = s
+	}
+	var inside, got, refused atomic.Int64 // inside: who read, and 1000 for who does not
+	var all sync.WaitGroup
+	for i, s := range sessions {
+		all.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(i), 6))
+			for range rounds {
+				mode, flags, step := lockset.ReadShared, uint32(wire.OpenRead), int64(1)
+				if rnd.IntN(2) == 0 {
+					mode, flags, step = lockset.WriteMine, wire.OpenRead|wire.OpenWrite, 1000
+				}
+				brief, stop := context.WithTimeout(ctx, time.Duration(rnd.IntN(1000))*time.Millisecond)
+				_, err := s.Open(brief, header(), id, flags, mode)
+				stop()
+				switch status.Of(err) {
+				case status.OK:
+					got.Add(1)
+					if n := inside.Add(step); n > 1000 || n >= 1000 && step == 1 {
+						t.Errorf("%d are in", n)
+					}
+					if !s.Reserved(id) {
+						t.Error("it does not know that it has the mode")
+					}
+					time.Sleep(time.Duration(rnd.IntN(4)) * time.Millisecond) // so that others come
+					inside.Add(-step)
+					s.Release(id)
+				case status.Busy, status.Locked, status.Timeout, status.Interrupted:
+					refused.Add(1)
+				default:
+					t.Error(err)
+				}
+				if rnd.IntN(20) == 0 {
+					net.cut()
+				}
+			}
+		})
+	}
+	all.Wait()
+	require.Positive(t, got.Load())
+	t.Logf("%d opens, %d were refused", got.Load(), refused.Load())
+	x := r.exports["x"].locks
+	require.Eventually(t, func() bool {
+		for _, s := range r.sessionList() {
+			if x.count(s.id) > 0 || s.holds(id) {
+				return false
+			}
+		}
+		return true
+	}, patience, time.Millisecond, "something is left")
+	for _, s := range sessions {
+		require.NoError(t, s.Close(ctx))
+	}
 }
