@@ -1,8 +1,12 @@
 package journal
 
 import (
+	"syscall"
+
 	"cagefs.dev/cage/journal/record"
+	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
+	"cagefs.dev/cage/remote/status"
 )
 
 // The server keeps locks and modes in memory. What has to outlive it is in the log:
@@ -90,4 +94,41 @@ func (ses *session) setLocks(r *record.Record) {
 	case locksModes:
 		ses.locks.Modes = true
 	}
+}
+
+// LockFile opens a regular file to lock it for programs of the server: see vfs.Locker. The caller closes it. It is
+// open for reading only where the server may not write it. Errors: status.Unsupported where files
+// cannot be locked, and those of opening.
+func (j *Journal) LockFile(id proto.FileID) (vfs.Locker, error) {
+	j.viewMu.RLock()
+	defer j.viewMu.RUnlock()
+	n, ok := j.tree.get(id)
+	switch {
+	case !ok:
+		return nil, j.tree.missing(id)
+	case n.typ != proto.ModeRegular:
+		return nil, status.Unsupported
+	}
+	var l vfs.Locker
+	err := j.tree.atName(&n, func(d vfs.Dir, name string) error {
+		f, err := d.Open(name, true)
+		if err != nil && !notThere(err) {
+			f, err = d.Open(name, false)
+		}
+		if err != nil {
+			return err
+		}
+		info, err := f.Stat()
+		if err == nil && info.Ident != n.ident {
+			err = syscall.ESTALE
+		}
+		if l, ok = f.(vfs.Locker); err == nil && !ok {
+			err = status.Unsupported
+		}
+		if err != nil {
+			f.Close()
+		}
+		return err
+	})
+	return l, err
 }

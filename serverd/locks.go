@@ -43,6 +43,9 @@ type locks struct {
 	absent map[proto.SessionID]struct{} // guarded by mu; sessions from before the start that are not back
 	lost   map[proto.SessionID]bool     // guarded by mu; have lost their locks, and have perhaps not heard of it
 	modes  map[proto.SessionID]bool     // guarded by mu; the journal knows that they may have modes
+
+	mirrors map[proto.FileID]*mirror // guarded by mu
+	asked   map[lock.WaitID]asked    // guarded by mu; of waits
 }
 
 // newLocks waits for the sessions of an export until a time.
@@ -50,6 +53,7 @@ func newLocks(j *journal.Journal, until time.Time) *locks {
 	l := &locks{
 		until: until, journal: j, out: make(map[proto.SessionID]*outq),
 		absent: make(map[proto.SessionID]struct{}), lost: make(map[proto.SessionID]bool), modes: make(map[proto.SessionID]bool),
+		mirrors: make(map[proto.FileID]*mirror), asked: make(map[lock.WaitID]asked),
 		table: lock.New(lock.Limits{
 			SessionLocks: wire.MaxLocks, SessionWaits: maxSessionWaits, FileLocks: maxFileLocks, FileWaits: maxFileWaits,
 		}),
@@ -70,7 +74,16 @@ func (l *locks) graceLocked() bool {
 
 // tellLocked tells of the ends of waits.
 func (l *locks) tellLocked(done []lock.Done) {
-	for _, d := range done {
+	for len(done) > 0 {
+		d := done[0]
+		done = done[1:]
+		if d.Outcome == lock.Granted {
+			done = append(done, l.grantedLocked(&d)...)
+		}
+		if d.Outcome == lock.Queued {
+			continue
+		}
+		delete(l.asked, d.ID)
 		if q := l.out[d.ID.Session]; q != nil {
 			q.lockDone(wire.LockDone{Wait: d.ID.Num, Code: codes[d.Outcome]})
 		}
@@ -86,20 +99,25 @@ var codes = map[lock.Outcome]status.Code{
 // the truth about what it has locked. It returns the places in the list of what
 // is lost. known says that the session had a connection in this run of the server.
 func (l *locks) resume(id proto.SessionID, q *outq, list []lock.Request, known bool) (lost []uint32) {
+	for i := range list {
+		defer l.mirror(&list[i])()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.out[id] = q
 	switch {
 	case known:
+		files := l.table.Files(id)
 		gone, done := l.table.Keep(id, list)
 		l.tellLocked(done)
+		l.alignAllLocked(files)
 		for _, i := range gone {
 			lost = append(lost, uint32(i))
 		}
 	default:
 		reclaim := l.graceLocked() && !l.lost[id]
 		for i, r := range list {
-			if reclaim {
+			if reclaim && l.takeLocked(&r) {
 				if outcome, _ := l.table.Lock(r); outcome == lock.Granted {
 					continue
 				}
@@ -118,6 +136,7 @@ func (l *locks) leave(id proto.SessionID, q *outq) {
 	if l.out[id] == q {
 		delete(l.out, id)
 		l.table.CancelAll(id)
+		maps.DeleteFunc(l.asked, func(w lock.WaitID, _ asked) bool { return w.Session == id })
 	}
 }
 
@@ -141,15 +160,22 @@ func (l *locks) lose(id proto.SessionID) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lost[id], l.modes[id] = true, false
-	l.tellLocked(l.table.Drop(id))
+	l.dropLocked(id)
 	return n, nil
+}
+
+// dropLocked takes all that it has from a session.
+func (l *locks) dropLocked(id proto.SessionID) {
+	files := l.table.Files(id)
+	l.tellLocked(l.table.Drop(id))
+	l.alignAllLocked(files)
 }
 
 // end is for a session that does not come back.
 func (l *locks) end(id proto.SessionID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tellLocked(l.table.Drop(id))
+	l.dropLocked(id)
 	delete(l.absent, id)
 	delete(l.lost, id)
 	delete(l.modes, id)
@@ -310,15 +336,22 @@ func (l *locks) ready(id proto.SessionID) (bool, error) {
 
 // lock is lock.Table's Lock or Wait.
 func (l *locks) lock(r lock.Request, wait uint64) (outcome lock.Outcome) {
+	defer l.mirror(&r)()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.askLocked(&r)
+	had := l.table.Held(r.File, r.Kind, r.Owner).Within(r.Start, r.End)
 	var done []lock.Done
 	if wait == 0 {
 		outcome, done = l.table.Lock(r)
 	} else {
-		outcome, done = l.table.Wait(lock.WaitID{Session: r.Owner.Session, Num: wait}, r)
+		id := lock.WaitID{Session: r.Owner.Session, Num: wait}
+		if outcome, done = l.table.Wait(id, r); outcome == lock.Queued {
+			l.asked[id] = asked{r, had}
+		}
 	}
 	l.tellLocked(done)
+	l.alignLocked(r.File, r.Kind, r.Start, r.End)
 	return outcome
 }
 
@@ -330,13 +363,16 @@ func testLock(c *call, m *wire.LockReq) (wire.Message, error) {
 	if !c.sess.holds(m.Lock.ID) {
 		return nil, status.Newf(status.Access, "testlock", m.Lock.ID.String(), "it is not open")
 	}
-	l := c.exp.locks
+	l, r := c.exp.locks, c.sess.lockRequest(&m.Lock)
+	defer l.mirror(&r)()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.graceLocked() {
 		return &wire.TestLockRep{Later: true}, nil
 	}
-	h, held := l.table.Test(c.sess.lockRequest(&m.Lock))
+	l.askLocked(&r)
+	l.alignLocked(r.File, r.Kind, r.Start, r.End)
+	h, held := l.table.Test(r)
 	return &wire.TestLockRep{Held: held, Mine: h.Owner.Session == c.sess.id, Lock: h.Lock}, nil
 }
 
@@ -348,8 +384,10 @@ func unlockFile(c *call, m *wire.LockReq) (wire.Message, error) {
 	l := c.exp.locks
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	outcome, done := l.table.Unlock(c.sess.lockRequest(&m.Lock))
+	r := c.sess.lockRequest(&m.Lock)
+	outcome, done := l.table.Unlock(r)
 	l.tellLocked(done)
+	l.alignLocked(r.File, r.Kind, r.Start, r.End)
 	if outcome != lock.Granted {
 		return nil, status.New(codes[outcome], "unlock", m.Lock.ID.String())
 	}
@@ -361,6 +399,8 @@ func unwait(c *call, m *wire.UnwaitReq) (wire.Message, error) {
 	l := c.exp.locks
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.table.Cancel(lock.WaitID{Session: c.sess.id, Num: m.Wait})
+	id := lock.WaitID{Session: c.sess.id, Num: m.Wait}
+	l.table.Cancel(id)
+	delete(l.asked, id)
 	return &wire.Empty{}, nil
 }

@@ -167,6 +167,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.running.Go(func() { s.keepHouse(ctx) })
 	for _, e := range s.exports {
 		s.running.Go(func() { e.Leases.run(ctx) })
+		s.running.Go(func() { e.locks.run(ctx) })
 	}
 	<-ctx.Done()
 	s.drain()

@@ -176,6 +176,35 @@ type File interface {
 	Close() error
 }
 
+// Locker is a File whose locks other processes of the machine respect. They belong to this File and end with it.
+// Only files of an operating system are Lockers.
+type Locker interface {
+	File
+	// LockRange locks the bytes from start to end, both included, or unlocks them, as
+	// F_OFD_SETLK: EAGAIN where another process has a lock in the way, EBADF where the file is not open for that.
+	LockRange(start, end uint64, how Hold) error
+	// RangeLocked is a lock of another process that is in the way of one, as F_OFD_GETLK tells.
+	RangeLocked(start, end uint64, how Hold) (other RangeLock, held bool, err error)
+	// LockWhole does the same with flock(2). A change from Shared to Exclusive that fails may leave it unlocked.
+	LockWhole(how Hold) error
+}
+
+// Hold is how something is locked.
+type Hold uint8
+
+// The kinds of locks, in the order of their strength.
+const (
+	Unlocked Hold = iota
+	Shared
+	Exclusive
+)
+
+// RangeLock is a lock of bytes from Start to End, both included.
+type RangeLock struct {
+	Start, End uint64
+	How        Hold
+}
+
 // Zero makes a range of a file read as zeros: a hole where the file system has
 // holes, otherwise zeros, up to the file's end.
 func Zero(f File, off, n int64) error {

@@ -287,6 +287,41 @@ func (t *Table) Keep(id proto.SessionID, list []Request) (lost []int, done []Don
 	return lost, done
 }
 
+// Held is what an owner has locked of a file. The caller does not change it.
+func (t *Table) Held(f File, kind lockset.Kind, o Owner) lockset.Set {
+	if x := t.files[f]; x != nil {
+		return x.held[kind][o]
+	}
+	return nil
+}
+
+// Union is what all owners together have locked of a file, but those of session 0, whoever that is.
+func (t *Table) Union(f File, kind lockset.Kind) (all lockset.Set) {
+	x := t.files[f]
+	if x == nil {
+		return nil
+	}
+	for o, set := range x.held[kind] {
+		for _, l := range set {
+			if l.PID = 0; o.Session != 0 {
+				all = all.Put(l)
+			}
+		}
+	}
+	return all
+}
+
+// Files are those of which a session has locked something, in no order.
+func (t *Table) Files(id proto.SessionID) []File {
+	if s := t.sessions[id]; s != nil {
+		return slices.Collect(maps.Keys(s.files))
+	}
+	return nil
+}
+
+// Busy reports whether somebody has locked something of a file, or waits for that.
+func (t *Table) Busy(f File) bool { return t.files[f] != nil }
+
 // Locks is how many locks there are of a session.
 func (t *Table) Locks(id proto.SessionID) int {
 	if s := t.sessions[id]; s != nil {
