@@ -42,15 +42,24 @@ func TestLocalDirectories(t *testing.T) {
 			x.sh.do("rm -r t%d/m", i)
 			sooner(t, "a removed tree", func() bool { return !exists(at("m")) })
 		}
-		var did []string
-		for _, e := range x.locals() {
-			did = append(did, e.Kind+" "+e.Path)
-		}
-		for i := range rounds {
-			for _, want := range []string{"make t%d/a", "make t%d/[az]/b", "make t%d/[az]/b/c", "make t%d/[az]/b/c/f", "rename t%d/a", "remove t%d/(m|[az]/n)"} {
-				want := "^" + fmt.Sprintf(want, i) + "$"
-				require.True(t, slices.ContainsFunc(did, regexp.MustCompile(want).MatchString), "%s in %v", want, did)
+		missing := func() (out []string) {
+			var did []string
+			for _, e := range x.locals() {
+				did = append(did, e.Kind+" "+e.Path)
 			}
+			for i := range rounds {
+				for _, want := range []string{"make t%d/a", "make t%d/[az]/b", "make t%d/[az]/b/c", "make t%d/[az]/b/c/f", "rename t%d/a", "remove t%d/(m|[az]/n)"} {
+					want := "^" + fmt.Sprintf(want, i) + "$"
+					if !slices.ContainsFunc(did, regexp.MustCompile(want).MatchString) {
+						out = append(out, want)
+					}
+				}
+			}
+			return out
+		}
+		// Who asks for a name that is gone is told so before the removal is in the log.
+		if !soonTrue(func() bool { return len(missing()) == 0 }) {
+			t.Errorf("not in the log: %v", missing())
 		}
 	})
 }
