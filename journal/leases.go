@@ -2,6 +2,7 @@ package journal
 
 import (
 	"encoding/binary"
+	"math"
 	"slices"
 
 	"cagefs.dev/cage/journal/record"
@@ -176,4 +177,15 @@ func (j *Journal) admittedLocked(p *pending) {
 		j.opts.Leases.Done(p.files)
 		p.files = nil
 	}
+}
+
+// Unasked reports whether the newest change of a file, or of a directory's names, is one by a process of the server,
+// of which nobody was asked before, so that who had a lease when the server ended may not know of it. It reads the log.
+func (j *Journal) Unasked(id proto.FileID) bool {
+	newest := j.hist.newest(id, math.MaxUint64-1)
+	if newest == 0 || newest == j.hist.ours(id) {
+		return false
+	}
+	r, err := j.hist.read(newest)
+	return err != nil || local(r)
 }

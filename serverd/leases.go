@@ -158,13 +158,13 @@ func (l *Leases) enter(id proto.SessionID, uses bool, q *outq, claims []wire.Cla
 			return nil, void, err
 		}
 	}
+	list := make([]lease.Claim, len(claims))
+	for i, c := range claims {
+		list[i] = lease.Claim{ID: c.ID, Gen: c.Gen, First: c.First, Mode: c.Mode, Unasked: c.Gen.Boot < l.journal.Boot() && l.journal.Unasked(c.ID)}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.out[id] = q
-	list := make([]lease.Claim, len(claims))
-	for i, c := range claims {
-		list[i] = lease.Claim{ID: c.ID, Gen: c.Gen, First: c.First, Mode: c.Mode}
-	}
 	places, void, actions := l.table.Begin(id, list, boottime.Now())
 	l.doLocked(actions)
 	for _, i := range places {

@@ -80,7 +80,7 @@ func TestSilentHolderIsFenced(t *testing.T) {
 	require.Len(t, fence, 1)
 	require.True(t, tab.Barred(1))
 	require.Len(t, only(Ready, tab.Fenced(fence[0], 26*time.Second)), 1)
-	lost, _, _ := tab.Begin(1, []Claim{{9, fence[0].Gen, fence[0].Gen, proto.WriteLease}}, 27*time.Second)
+	lost, _, _ := tab.Begin(1, []Claim{{9, fence[0].Gen, fence[0].Gen, proto.WriteLease, false}}, 27*time.Second)
 	require.Equal(t, []int{0}, lost)
 }
 
@@ -91,9 +91,9 @@ func TestGrace(t *testing.T) {
 	tab.Begin(3, nil, 0)
 	require.Empty(t, tab.Wait(WaitID{3, 1}, []proto.Want{{ID: 9, Mode: proto.WriteLease}}, 0))
 	require.Equal(t, Again, tab.Admit(3, proto.Gen{}, []proto.FileID{9}))
-	lost, _, _ := tab.Begin(1, []Claim{{9, proto.Gen{Boot: 1, Counter: 3}, proto.Gen{Boot: 1, Counter: 2}, proto.WriteLease}}, time.Second)
+	lost, _, _ := tab.Begin(1, []Claim{{9, proto.Gen{Boot: 1, Counter: 3}, proto.Gen{Boot: 1, Counter: 2}, proto.WriteLease, false}}, time.Second)
 	require.Empty(t, lost)
-	lost, _, _ = tab.Begin(2, []Claim{{8, proto.Gen{Boot: 1, Counter: 6}, proto.Gen{}, proto.ReadLease}}, time.Second)
+	lost, _, _ = tab.Begin(2, []Claim{{8, proto.Gen{Boot: 1, Counter: 6}, proto.Gen{}, proto.ReadLease, false}}, time.Second)
 	require.Equal(t, []int{0}, lost, "it was fenced before the restart")
 	require.Empty(t, tab.Settled(1, time.Second))
 	require.Len(t, only(Recall, tab.Settled(2, time.Second)), 1, "the grace time is over with the last who was missing")
@@ -120,7 +120,7 @@ func TestAskedForAgain(t *testing.T) {
 func TestOwedOverARestart(t *testing.T) {
 	tab := newTable(map[proto.SessionID]map[proto.FileID]proto.Gen{1: {8: {Boot: 1, Counter: 5}}, 2: nil})
 	tab.Begin(1, nil, 0)
-	tab.Begin(2, []Claim{{7, proto.Gen{Boot: 1, Counter: 9}, proto.Gen{}, proto.ReadLease}}, 0)
+	tab.Begin(2, []Claim{{7, proto.Gen{Boot: 1, Counter: 9}, proto.Gen{}, proto.ReadLease, false}}, 0)
 	gen := proto.Gen{Boot: 1, Counter: 4}
 	require.Equal(t, Admitted, tab.Admit(1, gen, []proto.FileID{9}))
 	require.Equal(t, Void, tab.Admit(1, gen, []proto.FileID{8}), "it was fenced")
@@ -135,11 +135,24 @@ func TestChangedBeforeTheHolderIsBack(t *testing.T) {
 	tab := newTable(map[proto.SessionID]map[proto.FileID]proto.Gen{1: nil, 2: nil})
 	require.Empty(t, tab.Revoke(0, []proto.FileID{9}, 0))
 	gen := proto.Gen{Boot: 1, Counter: 4}
-	lost, _, out := tab.Begin(1, []Claim{{9, gen, gen, proto.ReadLease}, {8, gen, gen, proto.ReadLease}}, 0)
+	lost, _, out := tab.Begin(1, []Claim{{9, gen, gen, proto.ReadLease, false}, {8, gen, gen, proto.ReadLease, false}}, 0)
 	require.Empty(t, lost)
 	require.Len(t, out, 1)
 	require.EqualValues(t, 9, out[0].ID)
 	require.Equal(t, Recall, out[0].Kind)
+}
+
+// A program of the server changed a file before the restart, and perhaps its holder was not told: who answered
+// from memory loses the lease, who may have acknowledged changes keeps it, to be told.
+func TestChangedBeforeTheRestart(t *testing.T) {
+	tab := newTable(map[proto.SessionID]map[proto.FileID]proto.Gen{1: nil, 2: nil})
+	gen := proto.Gen{Boot: 1, Counter: 4}
+	lost, _, out := tab.Begin(1, []Claim{{9, gen, gen, proto.ReadLease, true}, {8, gen, gen, proto.WriteLease, true}, {7, gen, gen, proto.ReadLease, false}}, 0)
+	require.Equal(t, []int{0}, lost)
+	require.Len(t, out, 1)
+	require.EqualValues(t, 8, out[0].ID)
+	require.Equal(t, Recall, out[0].Kind)
+	require.Equal(t, proto.NoLease, out[0].Mode)
 }
 
 // A holder that was too slow, and then gives back what it was asked for, loses
@@ -174,7 +187,7 @@ func TestFenceThatCannotBeRecorded(t *testing.T) {
 	require.Len(t, fence, 1)
 	tab.Unfenced(fence[0])
 	require.False(t, tab.Barred(1))
-	lost, _, _ := tab.Begin(1, []Claim{{9, gen, gen, proto.WriteLease}}, term)
+	lost, _, _ := tab.Begin(1, []Claim{{9, gen, gen, proto.WriteLease, false}}, term)
 	require.Empty(t, lost)
 	require.Equal(t, Admitted, tab.Admit(1, gen, []proto.FileID{9}))
 }

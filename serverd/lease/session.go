@@ -40,6 +40,9 @@ type Claim struct {
 	ID         proto.FileID
 	Gen, First proto.Gen
 	Mode       proto.LeaseMode
+	// Unasked: of a lease from before a restart, the file's newest change was made without asking anybody, and
+	// the session may not have been told of that.
+	Unasked bool
 }
 
 // Begin says that a session is there, anew or again; it is not Barred. lost are
@@ -53,16 +56,16 @@ func (t *Table) Begin(id proto.SessionID, claims []Claim, now time.Duration) (lo
 		t.sessions[id] = s
 	}
 	s.heard, s.there = max(s.heard, now), true
-	claimed := make(map[proto.FileID]bool, len(claims))
+	claimed, unasked := make(map[proto.FileID]bool, len(claims)), make(map[proto.FileID]bool)
 	for i, c := range claims {
-		claimed[c.ID] = t.claim(s, c)
+		claimed[c.ID], unasked[c.ID] = t.claim(s, c), c.Unasked
 		if !claimed[c.ID] {
 			lost = append(lost, i)
 		}
 	}
 	for _, h := range s.sorted() {
 		switch h.sent = 0; { // what was asked of it may have been lost with its connection
-		case claimed[h.id] && t.revoked[h.id]:
+		case claimed[h.id] && (t.revoked[h.id] || unasked[h.id]):
 			t.recall(h, proto.NoLease, now)
 		case claimed[h.id]:
 		case h.mode == proto.WriteLease: // its grant got lost, or its return, and what was logged before that
@@ -92,7 +95,7 @@ func (t *Table) claim(s *session, c Claim) bool {
 	if h := s.holdings[c.ID]; h != nil {
 		return h.mode >= c.Mode && c.Gen.Compare(h.gen) <= 0
 	}
-	if !t.absent[s.id] || c.Gen.Boot >= t.o.Boot || c.Gen.Compare(s.void[c.ID]) <= 0 {
+	if !t.absent[s.id] || c.Gen.Boot >= t.o.Boot || c.Gen.Compare(s.void[c.ID]) <= 0 || c.Unasked && c.Mode == proto.ReadLease {
 		return false
 	}
 	f := t.file(c.ID)

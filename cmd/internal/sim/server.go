@@ -46,6 +46,7 @@ type server struct {
 	links   map[proto.FileID]int
 	names   map[proto.FileID][]proto.FileID // by directory
 	known   map[proto.SessionID]*known
+	unasked map[proto.FileID]bool // the newest change was a program's
 
 	life  int // of this run
 	table *lease.Table
@@ -62,7 +63,7 @@ type server struct {
 }
 
 func newServer(w *world) *server {
-	s := &server{w: w, content: map[proto.FileID]int{}, links: map[proto.FileID]int{}, names: map[proto.FileID][]proto.FileID{}, known: map[proto.SessionID]*known{}}
+	s := &server{w: w, content: map[proto.FileID]int{}, links: map[proto.FileID]int{}, names: map[proto.FileID][]proto.FileID{}, known: map[proto.SessionID]*known{}, unasked: map[proto.FileID]bool{}}
 	for i := range dirs {
 		s.names[dirID(i)] = make([]proto.FileID, names)
 	}
@@ -200,6 +201,9 @@ func (s *server) hello(n *conn, claims []lease.Claim, answered proto.Seq) {
 		k.void = map[proto.FileID]proto.Gen{}
 	}
 	s.conns[id], s.logs[id], s.done[id] = n, nil, max(k.last, answered)
+	for i, c := range claims {
+		claims[i].Unasked = c.Gen.Boot < s.boot && s.unasked[c.ID] && s.w.broken != UnaskedClaims
+	}
 	lost, void, actions := s.table.Begin(id, claims, s.clock())
 	n.send(mainWay, func() { n.c.welcome(n, claims, lost, void, k.last) })
 	s.do(actions)
@@ -406,6 +410,7 @@ func (s *server) apply(n *conn, ch *change, fs []proto.FileID) {
 	switch ch.kind {
 	case Write:
 		s.content[ch.file] = ch.val
+		s.unasked[ch.file] = false
 	case Put:
 		s.names[ch.dir][ch.name] = ch.file
 		s.links[ch.file]++

@@ -38,11 +38,12 @@ const (
 	ChangeExcludes Rule = "nothing is given between the admission of a change and its end"
 	ReturnNames    Rule = "a return names the generation it gives back"
 	AppliedOnce    Rule = "an operation that is sent again is applied once"
+	UnaskedClaims  Rule = "what programs of the server changed is not claimed after a restart"
 )
 
 // Rules are all of them.
 var Rules = []Rule{Recalls, SendTime, SleepCounts, Expires, GraceTime, ReturnApplied, ForgetFirst, GrantFirst, Fencing,
-	AskFirst, FenceRecorded, Overtaken, PeekApplied, LocalRevokes, ChangeExcludes, ReturnNames, AppliedOnce}
+	AskFirst, FenceRecorded, Overtaken, PeekApplied, LocalRevokes, ChangeExcludes, ReturnNames, AppliedOnce, UnaskedClaims}
 
 // Term of the leases, and how long a run goes on and then may take to come to rest.
 const (
@@ -275,6 +276,7 @@ func (w *world) local() {
 			v := w.values
 			w.record(Op{Client: clients, Object: content(f), Kind: Write, Value: v, Call: w.now, Return: w.now})
 			s.content[f] = v
+			s.unasked[f] = true
 			w.say("local: %v = %d", f, v)
 			if w.broken != LocalRevokes {
 				s.do(s.table.Revoke(0, []proto.FileID{f}, s.clock()))
