@@ -329,10 +329,11 @@ func TestLocksOfTheFrozen(t *testing.T) {
 	s.start()
 	frozen, m := l.mount(s), l.mount(s)
 	a, b := newLocker(t, frozen), newLocker(t, m)
-	a.do("open f file rw", "write f 0 mine", "posix f ex 0 0 try")
+	a.do("open f file rw")
+	require.Eventually(t, func() bool { return b.ask("open f file rw") == "ok" }, 5*time.Second, 10*time.Millisecond) // later it would wait for the lease
+	a.do("write f 0 mine", "posix f ex 0 0 try")
 	l.run("cagefs", "sync", frozen)
 	resume := suspend(t, l.state(frozen).PID)
-	require.Eventually(t, func() bool { return b.ask("open f file rw") == "ok" }, 5*time.Second, 10*time.Millisecond)
 	b.say("posix f ex 0 0 wait")
 	a.say("write f 0 evil") // it is in the kernel's queue when the client wakes up
 	require.Equal(t, "ok", b.answer())
