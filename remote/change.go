@@ -58,6 +58,10 @@ func (s *Session) LogIf(ctx context.Context, id proto.Ident, op proto.Op, may fu
 	return seq, err
 }
 
+// mappedShare is which part of the budget is kept for what was stored through mappings. The kernel writes that back when it wants its
+// pages, for sync(2), or for a recall: it is not to wait for programs that write as fast as they can.
+const mappedShare = 8
+
 // append calls add, with the lock, once op may enter the log.
 func (s *Session) append(ctx context.Context, op proto.Op, began time.Duration, may func() error, add func()) error {
 	if err := wire.CheckOp(op); err != nil {
@@ -83,7 +87,11 @@ func (s *Session) tryAppend(op proto.Op, name string, may func() error, add func
 		return nil, closedError(name, "")
 	}
 	if w, ok := op.(*proto.Write); ok {
-		if weight := s.log.Weight(); weight > 0 && weight+int64(len(w.Data)) > s.o.Budget {
+		room := s.o.Budget
+		if !w.Mapped {
+			room -= room / mappedShare
+		}
+		if weight := s.log.Weight(); weight > 0 && weight+int64(len(w.Data)) > room {
 			return s.lighter, nil
 		}
 	}

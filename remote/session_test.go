@@ -338,6 +338,33 @@ func TestBudget(t *testing.T) {
 	})
 }
 
+// What programs write leaves room for what the kernel writes back of their mappings, but not the other way round.
+func TestBudgetOfMappings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := newServer(t, simnet.New(1), 0)
+		o := srv.options()
+		o.Budget = 10_000
+		s := srv.dial(o)
+		srv.set(func() { srv.hold = holding(writeOp) })
+		log := func(off, n int, mapped bool) status.Code {
+			short, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			op := write(5, off, string(make([]byte, n)))
+			op.Mapped = mapped
+			_, err := s.Log(short, who, op)
+			return status.Of(err)
+		}
+		require.Equal(t, status.OK, log(0, 7000, false))
+		require.Equal(t, status.Timeout, log(7000, 2000, false), "the rest is kept")
+		require.Equal(t, status.OK, log(7000, 2000, true))
+		require.Equal(t, status.Timeout, log(9000, 1000, true))
+		srv.set(func() { srv.hold = nil })
+		srv.net.Cut("client", "server")
+		require.NoError(t, s.Sync(ctx, who))
+		require.Equal(t, status.OK, log(9000, 7000, false))
+	})
+}
+
 func TestInFlightIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newServer(t, simnet.New(1), 0)
