@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"cagefs.dev/cage/remote/status"
@@ -27,8 +28,11 @@ func inUse(point string) error {
 	return status.Newf(status.Busy, "umount", point, "in use by %s%s", strings.Join(users, ", "), more)
 }
 
-// usersWait is how long usersOf looks.
-const usersWait = time.Second
+// usersWait is how long usersOf looks, maxLookers at how many processes at a time: so many may hold it up.
+const (
+	usersWait  = time.Second
+	maxLookers = 16
+)
 
 // usersOf names the processes that have a file open or mapped at or below a
 // mountpoint, or their current or root directory there; of other users' processes
@@ -37,15 +41,25 @@ const usersWait = time.Second
 // while it closes a file of a mount that nobody serves: who is not seen then is not named.
 func usersOf(point string) (names []string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*")
-	found := make(chan string, len(procs))
-	go func() {
-		defer close(found)
-		for _, p := range procs {
-			if uses(p, point) {
-				comm, _ := os.ReadFile(p + "/comm")
-				found <- fmt.Sprintf("%s (%s)", bytes.TrimSpace(comm), filepath.Base(p))
+	found, next := make(chan string, len(procs)), make(chan string, len(procs))
+	for _, p := range procs {
+		next <- p
+	}
+	close(next)
+	var lookers sync.WaitGroup
+	for range maxLookers {
+		lookers.Go(func() {
+			for p := range next {
+				if uses(p, point) {
+					comm, _ := os.ReadFile(p + "/comm")
+					found <- fmt.Sprintf("%s (%s)", bytes.TrimSpace(comm), filepath.Base(p))
+				}
 			}
-		}
+		})
+	}
+	go func() {
+		lookers.Wait()
+		close(found)
 	}()
 	enough := time.NewTimer(usersWait)
 	defer enough.Stop()
