@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -22,6 +24,7 @@ type history struct {
 	mu     sync.Mutex // a leaf lock; guards all below
 	files  map[proto.FileID]*fileHistory
 	dirs   map[proto.FileID][]proto.LSN // that changed a directory's entries
+	theirs map[proto.FileID]proto.LSN   // newest of what processes of the server did to a file or its entries
 	labels map[string]label
 	marks  map[uint32]int         // how many labels a user has
 	dead   map[proto.LSN]struct{} // cancelled
@@ -38,7 +41,7 @@ type fileHistory struct {
 }
 
 func newHistory(log *wal.Log) *history {
-	return &history{log: log, files: map[proto.FileID]*fileHistory{}, dirs: map[proto.FileID][]proto.LSN{},
+	return &history{log: log, files: map[proto.FileID]*fileHistory{}, dirs: map[proto.FileID][]proto.LSN{}, theirs: map[proto.FileID]proto.LSN{},
 		labels: map[string]label{}, marks: map[uint32]int{}, dead: map[proto.LSN]struct{}{}, txns: map[proto.LSN]*txn{}}
 }
 
@@ -46,6 +49,13 @@ func newHistory(log *wal.Log) *history {
 func (h *history) add(r *record.Record) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if local(r) {
+		for _, id := range []proto.FileID{r.ID, r.Victim, r.Dir, r.NewDir} {
+			if id != 0 {
+				h.theirs[id] = max(h.theirs[id], r.LSN)
+			}
+		}
+	}
 	switch r.Kind {
 	case record.Make, record.Link, record.Restore, record.Remove, record.Rename:
 		h.addNameLocked(r)
@@ -159,6 +169,7 @@ func (h *history) forget(below proto.LSN) {
 			h.dirs[id] = list
 		}
 	}
+	maps.DeleteFunc(h.theirs, func(_ proto.FileID, lsn proto.LSN) bool { return lsn < below })
 	for name, l := range h.labels {
 		if l.lsn < below {
 			h.dropLabelLocked(name)
@@ -284,6 +295,15 @@ func (h *history) ours(id proto.FileID) proto.LSN {
 		return f.ours
 	}
 	return 0
+}
+
+// byProcess reports whether the newest record that concerns a file or its entries is of a process of the server.
+func (h *history) byProcess(id proto.FileID) bool {
+	newest := h.newest(id, math.MaxUint64-1)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	lsn, ok := h.theirs[id]
+	return ok && lsn >= newest
 }
 
 // newest returns the newest record up to lsn that concerns a file or its entries, 0 if none is kept.

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"encoding/binary"
-	"math"
 	"slices"
 
 	"cagefs.dev/cage/journal/record"
@@ -179,13 +178,17 @@ func (j *Journal) admittedLocked(p *pending) {
 	}
 }
 
-// Unasked reports whether the newest change of a file, or of a directory's names, is one by a process of the server,
-// of which nobody was asked before, so that who had a lease when the server ended may not know of it. It reads the log.
+// Unasked reports whether the newest change of a file, or of a directory's names, is or may be one by a process of the
+// server, of which nobody was asked before, so that who had a lease when the server ended may not know of it: the
+// newest record says so, or the server died, and may not have recorded what was done to the file in its last moments.
 func (j *Journal) Unasked(id proto.FileID) bool {
-	newest := j.hist.newest(id, math.MaxUint64-1)
-	if newest == 0 || newest == j.hist.ours(id) {
+	if j.hist.byProcess(id) {
+		return true
+	}
+	g := &j.local.gap
+	if g.since == 0 || g.clean {
 		return false
 	}
-	r, err := j.hist.read(newest)
-	return err != nil || local(r)
+	a, err := j.attr(id)
+	return err != nil || a.Ctime > g.since-unnoticed
 }

@@ -1,8 +1,6 @@
 package journal
 
 import (
-	"syscall"
-
 	"cagefs.dev/cage/journal/record"
 	"cagefs.dev/cage/journal/vfs"
 	"cagefs.dev/cage/remote/proto"
@@ -111,24 +109,18 @@ func (j *Journal) LockFile(id proto.FileID) (vfs.Locker, error) {
 	}
 	var l vfs.Locker
 	err := j.tree.atName(&n, func(d vfs.Dir, name string) error {
-		f, err := d.Open(name, true)
+		f, err := openAs(&n, d, name, true)
 		if err != nil && !notThere(err) {
-			f, err = d.Open(name, false)
+			f, err = openAs(&n, d, name, false)
 		}
 		if err != nil {
 			return err
 		}
-		info, err := f.Stat()
-		if err == nil && info.Ident != n.ident {
-			err = syscall.ESTALE
-		}
-		if l, ok = f.(vfs.Locker); err == nil && !ok {
-			err = status.Unsupported
-		}
-		if err != nil {
+		if l, ok = f.(vfs.Locker); !ok {
 			f.Close()
+			return status.Unsupported
 		}
-		return err
+		return nil
 	})
 	return l, err
 }

@@ -218,25 +218,33 @@ func (t *tree) file(id proto.FileID, write bool) (*handle, error) {
 	}
 	var h *handle
 	err := t.atName(&n, func(d vfs.Dir, name string) error {
-		f, err := d.Open(name, write)
-		if err != nil {
-			return err
+		f, err := openAs(&n, d, name, write)
+		if err == nil {
+			h = t.insert(&handle{key: k, file: f})
 		}
-		info, err := f.Stat()
-		if err == nil && info.Ident != n.ident {
-			err = syscall.ESTALE
-		}
-		if err != nil {
-			f.Close()
-			return err
-		}
-		h = t.insert(&handle{key: k, file: f})
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return h, nil
+}
+
+// openAs opens a name as a file: ESTALE if it is another one's.
+func openAs(n *node, d vfs.Dir, name string, write bool) (vfs.File, error) {
+	f, err := d.Open(name, write)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Ident != n.ident {
+		err = syscall.ESTALE
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // atName calls f with the places of a file, names before graves, until one leads
