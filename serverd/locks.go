@@ -44,16 +44,19 @@ type locks struct {
 	lost   map[proto.SessionID]bool     // guarded by mu; have lost their locks, and have perhaps not heard of it
 	modes  map[proto.SessionID]bool     // guarded by mu; the journal knows that they may have modes
 
+	mentions map[mention]time.Time // guarded by mu; when the log said so
+
 	mirrors map[proto.FileID]*mirror // guarded by mu
 	asked   map[lock.WaitID]asked    // guarded by mu; of waits
+	found   chan struct{}            // holds one: a program of the server has something that a client wants
 }
 
 // newLocks waits for the sessions of an export until a time.
 func newLocks(j *journal.Journal, until time.Time) *locks {
 	l := &locks{
 		until: until, journal: j, out: make(map[proto.SessionID]*outq),
-		absent: make(map[proto.SessionID]struct{}), lost: make(map[proto.SessionID]bool), modes: make(map[proto.SessionID]bool),
-		mirrors: make(map[proto.FileID]*mirror), asked: make(map[lock.WaitID]asked),
+		absent: make(map[proto.SessionID]struct{}), lost: make(map[proto.SessionID]bool), modes: make(map[proto.SessionID]bool), mentions: make(map[mention]time.Time),
+		mirrors: make(map[proto.FileID]*mirror), asked: make(map[lock.WaitID]asked), found: make(chan struct{}, 1),
 		table: lock.New(lock.Limits{
 			SessionLocks: wire.MaxLocks, SessionWaits: maxSessionWaits, FileLocks: maxFileLocks, FileWaits: maxFileWaits,
 		}),
@@ -123,6 +126,7 @@ func (l *locks) resume(id proto.SessionID, q *outq, list []lock.Request, known b
 				}
 			}
 			lost = append(lost, uint32(i))
+			l.alignLocked(r.File, r.Kind, r.Start, r.End)
 		}
 	}
 	delete(l.absent, id)
@@ -370,9 +374,13 @@ func testLock(c *call, m *wire.LockReq) (wire.Message, error) {
 	if l.graceLocked() {
 		return &wire.TestLockRep{Later: true}, nil
 	}
-	l.askLocked(&r)
-	l.alignLocked(r.File, r.Kind, r.Start, r.End)
+	if m := l.mirrors[r.File.ID]; m != nil && mirrored(&r) && m.theirs[r.Kind] {
+		l.lookLocked(r.File, m, r.Kind)
+	}
 	h, held := l.table.Test(r)
+	if !held {
+		h.Lock, held = l.inTheWayLocked(&r)
+	}
 	return &wire.TestLockRep{Held: held, Mine: h.Owner.Session == c.sess.id, Lock: h.Lock}, nil
 }
 

@@ -20,8 +20,8 @@ import (
 // mirrorPause is how often it is looked whether programs of the server still have what clients wait for.
 const mirrorPause = 20 * time.Millisecond
 
-// mirrorIdle is every how many of these the descriptors are closed of files of which nobody has or wants anything.
-const mirrorIdle = 50
+// mirrorIdle is how often the descriptors are closed of files of which nobody has or wants anything.
+const mirrorIdle = time.Second
 
 // mirror is the descriptor of a file. All is guarded by locks.mu.
 type mirror struct {
@@ -67,6 +67,7 @@ func (l *locks) mirror(r *lock.Request) (release func()) {
 		} else {
 			m = &mirror{file: file}
 			l.mirrors[r.File.ID] = m
+			l.alignAllLocked([]lock.File{r.File}) // what was locked when it could not be opened
 		}
 	}
 	m.users++
@@ -122,19 +123,29 @@ func (l *locks) askLocked(r *lock.Request) {
 	}
 }
 
-// foundLocked puts into the table what a program of the server has in the way of a request.
+// foundLocked puts into the table what a program of the server has in the way of a request that was refused. Where the
+// kernel does not say, or it has gone meanwhile, that is as little as may be in the way, until the next look.
 func (l *locks) foundLocked(m *mirror, r *lock.Request) {
-	have := lockset.Whole(!r.Exclusive) // who wanted to share was refused for one that is exclusive
-	if r.Kind == lockset.Ranges {
-		other, held, err := m.file.RangeLocked(r.Start, r.End, holdOf(r.Exclusive))
-		if !held || err != nil {
-			return
-		}
-		have = lockset.Lock{Start: other.Start, End: min(other.End, lockset.Max), Exclusive: other.How == vfs.Exclusive}
+	have := lockset.Lock{Start: r.Start, End: r.End, Exclusive: !r.Exclusive} // who wanted to share was refused for one that is exclusive
+	if other, held := l.inTheWayLocked(r); held {
+		have = other
 	}
 	m.theirs[r.Kind] = true
-	_, done := l.table.Lock(lock.Request{File: r.File, Owner: theirs(r.Kind), Kind: r.Kind, Lock: have})
-	l.tellLocked(done)
+	l.table.Found(lock.Request{File: r.File, Owner: theirs(r.Kind), Kind: r.Kind, Lock: have})
+	select {
+	case l.found <- struct{}{}:
+	default:
+	}
+}
+
+// inTheWayLocked is what a program of the server has in the way of a request, as far as the kernel tells.
+func (l *locks) inTheWayLocked(r *lock.Request) (other lockset.Lock, held bool) {
+	m := l.mirrors[r.File.ID]
+	if m == nil || r.File.At != 0 || r.Kind != lockset.Ranges {
+		return other, false
+	}
+	have, held, err := m.file.RangeLocked(r.Start, r.End, holdOf(r.Exclusive))
+	return lockset.Lock{Start: have.Start, End: min(have.End, lockset.Max), Exclusive: have.How == vfs.Exclusive}, held && err == nil
 }
 
 // lookLocked takes out of the table what programs of the server have no more.
@@ -151,14 +162,16 @@ func (l *locks) lookLocked(f lock.File, m *mirror, kind lockset.Kind) {
 	l.alignLocked(f, kind, 0, lockset.Max)
 }
 
-// held reports whether a program of the server has locked something still, in that way.
+// held reports whether a program of the server has locked something still, in that way. Of flock(2) that cannot
+// be asked, but only tried, and not while clients share a lock: a change to an exclusive one that fails gives theirs up
+// first. As long as they have it, nobody gets an exclusive one anyway.
 func (m *mirror) held(kind lockset.Kind, have lockset.Lock) bool {
 	how := holdOf(!have.Exclusive) // what only such a lock is in the way of
 	if kind == lockset.Ranges {
 		_, held, err := m.file.RangeLocked(have.Start, have.End, how)
 		return held && err == nil
 	}
-	return !m.flock(max(m.whole, how))
+	return m.whole != vfs.Unlocked && how > m.whole || !m.flock(max(m.whole, how))
 }
 
 // alignLocked makes the kernel's locks of a range those that clients have.
@@ -200,39 +213,24 @@ func (l *locks) grantedLocked(d *lock.Done) (more []lock.Done) {
 	if !ok || l.takeLocked(&a.r) {
 		return nil
 	}
-	_, more = l.table.Unlock(a.r)
-	for _, have := range a.had {
-		r := a.r
-		r.Lock = have
-		l.table.Lock(r)
-	}
+	l.table.Revert(a.r, a.had)
 	l.foundLocked(l.mirrors[a.r.File.ID], &a.r)
-	var others []lock.Done
-	d.Outcome, others = l.table.Wait(d.ID, a.r)
-	return append(more, others...)
+	d.Outcome, more = l.table.Wait(d.ID, a.r)
+	return more
 }
 
-// run looks whether programs of the server still have what clients want, until ctx ends.
+// run looks whether programs of the server still have what clients want, and closes the descriptors of files of which
+// nobody has or wants anything, until ctx ends.
 func (l *locks) run(ctx context.Context) {
-	ticker := time.NewTicker(mirrorPause)
-	defer ticker.Stop()
-	for n := 1; ; n++ {
+	timer := time.NewTimer(mirrorIdle)
+	defer timer.Stop()
+	idle := time.Now()
+	for {
 		select {
-		case <-ticker.C:
-			l.mu.Lock()
-			for id, m := range l.mirrors {
-				f := lock.File{ID: id}
-				for kind, has := range m.theirs {
-					if has {
-						l.lookLocked(f, m, lockset.Kind(kind))
-					}
-				}
-				if n%mirrorIdle == 0 && m.users == 0 && !l.table.Busy(f) {
-					m.file.Close()
-					delete(l.mirrors, id)
-				}
-			}
-			l.mu.Unlock()
+		case <-l.found:
+			timer.Reset(mirrorPause)
+			continue
+		case <-timer.C:
 		case <-ctx.Done():
 			l.mu.Lock()
 			defer l.mu.Unlock()
@@ -242,5 +240,34 @@ func (l *locks) run(ctx context.Context) {
 			}
 			return
 		}
+		closes := time.Since(idle) >= mirrorIdle
+		if closes {
+			idle = time.Now()
+		}
+		next := mirrorIdle
+		if l.lookAll(closes) {
+			next = mirrorPause
+		}
+		timer.Reset(next)
 	}
+}
+
+// lookAll reports whether programs have something still that clients want.
+func (l *locks) lookAll(closes bool) (again bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, m := range l.mirrors {
+		f := lock.File{ID: id}
+		for kind := range m.theirs {
+			if m.theirs[kind] {
+				l.lookLocked(f, m, lockset.Kind(kind))
+			}
+			again = again || m.theirs[kind]
+		}
+		if closes && m.users == 0 && !l.table.Busy(f) {
+			m.file.Close()
+			delete(l.mirrors, id)
+		}
+	}
+	return again
 }

@@ -1,6 +1,8 @@
 package serverd
 
 import (
+	"time"
+
 	"cagefs.dev/cage/journal"
 	"cagefs.dev/cage/remote/lockset"
 	"cagefs.dev/cage/remote/proto"
@@ -44,10 +46,11 @@ func (c *conn) permit(id proto.FileID, writes bool, what string) error {
 
 // mayWrite is the error of a change of content by who does not have the file open for writing, as truncate(2).
 func (c *conn) mayWrite(id proto.FileID) error {
-	if err := c.permit(id, true, "write"); err != nil {
-		return status.Wrap(status.Busy, "write", id.String())
+	err := c.permit(id, true, "write")
+	if status.Of(err) == status.Locked { // nobody asks again
+		return status.New(status.Busy, "write", id.String())
 	}
-	return nil
+	return err
 }
 
 // inTheWay says whose mode is in the way of an open or of a mode.
@@ -69,8 +72,37 @@ func (c *conn) inTheWay(r lock.Request, what string) error {
 // busy is a refusal.
 func (c *conn) busy(what string, id proto.FileID, other *session, how string) error {
 	err := status.Newf(status.Busy, what, id.String(), "%s has it open%s", other.name, how)
-	c.log.Info().Err(err).Str("holder_session", sessionText(other.id)).Msg("refused")
+	if c.sess.exp.locks.mention(id, c.sess.id) {
+		c.log.Info().Err(err).Str("holder_session", sessionText(other.id)).Msg("refused")
+	}
 	return err
+}
+
+// mentionPause is how often the log says the same of a file: who is refused asks again, and programs may write all the time.
+const mentionPause = 10 * time.Second
+
+// maxMentions bounds how much is remembered of that.
+const maxMentions = 1024
+
+// mention is of a file and who is refused, or 0 for a program of the server.
+type mention struct {
+	file proto.FileID
+	who  proto.SessionID
+}
+
+// mention reports whether the log is to say something of a file and a session.
+func (l *locks) mention(id proto.FileID, who proto.SessionID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := mention{id, who}
+	if last, ok := l.mentions[m]; ok && time.Since(last) < mentionPause {
+		return false
+	}
+	if len(l.mentions) >= maxMentions {
+		clear(l.mentions)
+	}
+	l.mentions[m] = time.Now()
+	return true
 }
 
 // takeMode gives the session a mode for a file that it has open.
@@ -146,7 +178,7 @@ func (s *Server) local(exp *export, a journal.Applied) {
 	l.mu.Lock()
 	holder, held := l.table.Test(opens(a.ID, 0, lockset.Opening(true)))
 	l.mu.Unlock()
-	if held {
+	if held && l.mention(a.ID, 0) {
 		s.log.Warn().Str("export", exp.Name).Stringer("file", a.ID).Uint64("lsn", uint64(a.LSN)).Str("holder_session", sessionText(holder.Owner.Session)).
 			Stringer("mode", lockset.ModeOf(holder.Lock)).Msg("a program of this machine changed a file that a client has open to itself")
 	}

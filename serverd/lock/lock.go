@@ -287,6 +287,24 @@ func (t *Table) Keep(id proto.SessionID, list []Request) (lost []int, done []Don
 	return lost, done
 }
 
+// Found says what is locked of a file outside of the table, whatever is in its way there. It gives nothing to anybody.
+func (t *Table) Found(r Request) {
+	f := t.file(r.File)
+	t.replace(f, &r, f.held[r.Kind][r.Owner], f.held[r.Kind][r.Owner].Put(r.Lock))
+}
+
+// Revert makes what an owner has of a request's range what it had before that was granted. It gives nothing to anybody.
+func (t *Table) Revert(r Request, had lockset.Set) {
+	f := t.file(r.File)
+	have := f.held[r.Kind][r.Owner]
+	now := have.Cut(r.Start, r.End)
+	for _, l := range had {
+		now = now.Put(l)
+	}
+	t.replace(f, &r, have, now)
+	t.tidy(r.File, r.Owner.Session)
+}
+
 // Held is what an owner has locked of a file. The caller does not change it.
 func (t *Table) Held(f File, kind lockset.Kind, o Owner) lockset.Set {
 	if x := t.files[f]; x != nil {

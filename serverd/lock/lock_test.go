@@ -246,3 +246,30 @@ func TestAgainstKernel(t *testing.T) {
 		}
 	}
 }
+
+// What is found outside of the table is in the way from then on, although it is in the way of what is there; and what was
+// granted can be taken back without anybody else getting something.
+func TestFoundAndRevert(t *testing.T) {
+	a, b, outside := owner(1, 1), owner(2, 1), owner(0, 0)
+	x := New(Limits{SessionLocks: 2, SessionWaits: 2, FileLocks: 2, FileWaits: 2})
+	lockNow(t, x, Granted, posix(1, a, 0, 9, false))
+	lockNow(t, x, Granted, posix(1, a, 20, 29, false))
+	x.Found(posix(1, outside, 5, 100, true))
+	lockNow(t, x, Held, posix(1, b, 50, 59, false))
+	require.Equal(t, lockset.Set{{Start: 0, End: 9}, {Start: 20, End: 29}}, x.Union(File{ID: 1}, lockset.Ranges), "of clients")
+	_, done := x.Unlock(posix(1, outside, 0, lockset.Max, false))
+	require.Empty(t, done)
+
+	lockNow(t, x, Granted, posix(1, a, 0, 9, true))
+	got, _ := x.Wait(wait(b, 1), posix(1, b, 0, 9, false))
+	require.Equal(t, Queued, got)
+	x.Revert(posix(1, a, 0, 9, true), lockset.Set{{Start: 0, End: 4}})
+	require.Equal(t, lockset.Set{{Start: 0, End: 4}, {Start: 20, End: 29}}, x.Held(File{ID: 1}, lockset.Ranges, a))
+	require.Empty(t, x.Held(File{ID: 1}, lockset.Ranges, b), "who waits gets it with the next step")
+	require.ElementsMatch(t, []File{{ID: 1}}, x.Files(1))
+	require.True(t, x.Busy(File{ID: 1}))
+	require.Empty(t, x.Drop(2))
+	require.Empty(t, x.Drop(1))
+	require.False(t, x.Busy(File{ID: 1}))
+	require.Zero(t, x.Locks(0)+x.Locks(1)+x.Locks(2))
+}
