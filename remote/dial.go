@@ -49,7 +49,7 @@ func Dial(ctx context.Context, o Options) (*Session, error) {
 	s.leases.Answered(began, boottime.Now())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.id, s.boot = rep.Session, rep.Boot
+	s.id = rep.Session
 	s.useLocked(c, &rep)
 	s.wg.Go(func() { s.keepConnected(c) })
 	s.wg.Go(func() { s.upcalls.run(s.ctx) })

@@ -139,7 +139,7 @@ func (s *Session) tryConnect() *conn {
 		s.resetLocked()
 	}
 	s.admittedLocked()
-	s.id, s.boot = rep.Session, rep.Boot
+	s.id = rep.Session
 	s.reopenLocked(req.Opens, rep.Resumed)
 	s.useLocked(c, &rep)
 	if rep.Resumed {
@@ -155,7 +155,7 @@ func (s *Session) resumeHello() *wire.HelloReq {
 	req := s.o.hello()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	req.Session, req.Boot = s.id, s.boot
+	req.Session = s.id
 	req.NextSeq = s.log.WireAcked() + 1
 	for id, o := range s.opens {
 		if o.count > 0 && len(req.Opens) < wire.MaxOpens {

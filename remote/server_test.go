@@ -65,7 +65,6 @@ type server struct {
 
 	mu        sync.Mutex
 	down      bool
-	boot      uint32
 	term      time.Duration // of leases; 0: there are none
 	exports   []string
 	listeners []net.Listener
@@ -131,7 +130,6 @@ func newServer(t testing.TB, n *simnet.Net, dataPorts int) *server {
 func (s *server) start() {
 	s.mu.Lock()
 	s.down = false
-	s.boot++
 	s.mu.Unlock()
 	for i := range s.data + 1 {
 		s.listen(serverPort + i)
@@ -257,7 +255,7 @@ func (c *serverConn) hello(m *wire.HelloReq) (wire.Message, error) {
 	if m.Export != "" && !slices.Contains(s.exports, m.Export) {
 		return nil, status.New(status.UnknownExport, "hello", m.Export)
 	}
-	rep := &wire.HelloRep{Version: wire.Version, Software: "test", Boot: s.boot, Term: uint32(s.term.Milliseconds()), DataPorts: uint16(s.data),
+	rep := &wire.HelloRep{Version: wire.Version, Software: "test", Term: uint32(s.term.Milliseconds()), DataPorts: uint16(s.data),
 		Root: proto.Attr{ID: proto.RootID, Mode: proto.ModeDir | 0o755}, Trusted: true}
 	if sess := s.sessions[m.Session]; sess != nil {
 		rep.Resumed, rep.Session, rep.Applied = true, m.Session, proto.Seq(len(sess.applied))

@@ -123,7 +123,6 @@ type Session struct {
 	opErr       string          // the last failure of a logged operation
 	resumes     int             // reconnects that went on with the session
 	id          proto.SessionID // 0: the next connection asks for a new session
-	boot        uint32          // start of the server
 	log         *oplog.Log
 	synced      proto.Seq     // all up to it is durable on the server
 	lighter     chan struct{} // closed and replaced when the log gets an answer

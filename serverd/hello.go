@@ -151,7 +151,7 @@ func (c *conn) hello(m *wire.HelloReq) (wire.Message, error) {
 		return nil, status.Newf(status.NotFound, "mount", m.Export, "the directory of %s is gone on the server", m.Export)
 	}
 	c.readOnly = m.ReadOnly || c.key.ReadOnly || exp.ReadOnly
-	rep.ReadOnly, rep.Boot = c.readOnly, exp.Journal.Boot()
+	rep.ReadOnly = c.readOnly
 	if err := c.join(m, exp, rep); err != nil {
 		return nil, err
 	}

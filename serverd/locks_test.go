@@ -243,7 +243,7 @@ func TestLocksAfterRestart(t *testing.T) {
 	}
 	mine := []wire.Lock{rangeLock(id, 1, 0, 9, true)}
 	restart()
-	q, rep := r.again(wire.HelloReq{Session: other.Session, Boot: other.Boot, NextSeq: 1, Opens: []proto.FileID{id}})
+	q, rep := r.again(wire.HelloReq{Session: other.Session, NextSeq: 1, Opens: []proto.FileID{id}})
 	require.True(t, rep.Resumed)
 	lock, err := q.lock(rangeLock(id, 1, 50, 59, true), 0)
 	require.NoError(t, err)
@@ -251,30 +251,29 @@ func TestLocksAfterRestart(t *testing.T) {
 	var test wire.TestLockRep
 	require.NoError(t, q.call(wire.OpTestLock, &wire.LockReq{Lock: rangeLock(id, 1, 0, 0, true)}, &test))
 	require.True(t, test.Later)
-	p, rep = r.again(wire.HelloReq{Session: hello.Session, Boot: hello.Boot, NextSeq: 2, Opens: []proto.FileID{id}, Locks: mine})
+	p, rep = r.again(wire.HelloReq{Session: hello.Session, NextSeq: 2, Opens: []proto.FileID{id}, Locks: mine})
 	require.True(t, rep.Resumed)
 	require.Empty(t, rep.LostLocks)
 	q.busy(rangeLock(id, 1, 0, 0, false))
 	q.locked(rangeLock(id, 1, 50, 59, true)) // all are back
 	q.locked(rangeLock(id, 1, 20, 29, true)) // which it did not name when it came back
 
-	seen := rep.Boot
 	restart() // a run that nobody sees, and one that the first client does not
 	restart()
-	q, rep = r.again(wire.HelloReq{Session: other.Session, Boot: seen, NextSeq: 1, Opens: []proto.FileID{id},
+	q, rep = r.again(wire.HelloReq{Session: other.Session, NextSeq: 1, Opens: []proto.FileID{id},
 		Locks: []wire.Lock{rangeLock(id, 1, 20, 29, true)}})
 	require.Empty(t, rep.LostLocks)
 	lock, err = q.lock(rangeLock(id, 1, 0, 0, false), 0)
 	require.NoError(t, err)
 	require.True(t, lock.Later)
 	restart()
-	p, rep = r.again(wire.HelloReq{Session: hello.Session, Boot: seen, NextSeq: 2, Opens: []proto.FileID{id}, Locks: mine})
+	p, rep = r.again(wire.HelloReq{Session: hello.Session, NextSeq: 2, Opens: []proto.FileID{id}, Locks: mine})
 	require.True(t, rep.Resumed)
 	require.Empty(t, rep.LostLocks, "nobody got any meanwhile")
 
 	o.Locks = 50 * time.Millisecond
 	restart() // the first client does not see this one either, and somebody gets what it had
-	q, rep = r.again(wire.HelloReq{Session: other.Session, Boot: rep.Boot, NextSeq: 1, Opens: []proto.FileID{id}})
+	q, rep = r.again(wire.HelloReq{Session: other.Session, NextSeq: 1, Opens: []proto.FileID{id}})
 	require.Eventually(t, func() bool {
 		rep, err := q.lock(rangeLock(id, 1, 0, 9, true), 0)
 		require.NoError(t, err)
@@ -283,7 +282,7 @@ func TestLocksAfterRestart(t *testing.T) {
 	q.unlock(rangeLock(id, 1, 0, 9, true))
 	o.Locks = time.Hour
 	restart()
-	p, rep = r.again(wire.HelloReq{Session: hello.Session, Boot: rep.Boot - 1, NextSeq: 2, Opens: []proto.FileID{id}, Locks: mine})
+	p, rep = r.again(wire.HelloReq{Session: hello.Session, NextSeq: 2, Opens: []proto.FileID{id}, Locks: mine})
 	require.Equal(t, []uint32{0}, rep.LostLocks)
 }
 
@@ -408,7 +407,7 @@ func TestLockLostBeforeARestart(t *testing.T) {
 	}
 	back := func() wire.HelloRep {
 		var rep wire.HelloRep
-		p, rep = r.again(wire.HelloReq{Session: hello.Session, Boot: hello.Boot, NextSeq: 2, Opens: []proto.FileID{id}, Locks: []wire.Lock{mine}})
+		p, rep = r.again(wire.HelloReq{Session: hello.Session, NextSeq: 2, Opens: []proto.FileID{id}, Locks: []wire.Lock{mine}})
 		require.True(t, rep.Resumed)
 		return rep
 	}
@@ -416,7 +415,7 @@ func TestLockLostBeforeARestart(t *testing.T) {
 	require.Equal(t, []uint32{0}, back().LostLocks)
 	restart(time.Hour) // perhaps it has not heard that
 	require.Equal(t, []uint32{0}, back().LostLocks)
-	q, _ = r.again(wire.HelloReq{Session: other.Session, Boot: other.Boot, NextSeq: 1, Opens: []proto.FileID{id}})
+	q, _ = r.again(wire.HelloReq{Session: other.Session, NextSeq: 1, Opens: []proto.FileID{id}})
 	p.locked(mine)
 	restart(time.Hour)
 	require.Empty(t, back().LostLocks, "it has it anew")

@@ -121,7 +121,7 @@
 //	                                <--   preamble
 //	preamble                        -->
 //	OpHello                         -->            main: new or resumed session
-//	                                <--   reply    session, boot, root, data ports
+//	                                <--   reply    session, root, data ports
 //	    preamble, OpAttach          -->            each data connection
 //	                                <--   reply
 //	requests, OpChange+kind …       -->            steady state

@@ -11,7 +11,6 @@ type HelloReq struct {
 	Export   string // "" for tools that only list exports
 	ReadOnly bool
 	Session  proto.SessionID // to resume; 0 for a new one
-	Boot     uint32          // server start that the client last saw
 	NextSeq  proto.Seq       // first operation that the client has no result of
 	Opens    []proto.FileID  // resuming: files that are held open (kept or kept as orphans), at most MaxOpens
 	Locks    []Lock          // resuming: what is locked, at most MaxLocks; the server gives the rest up
@@ -27,7 +26,6 @@ func (m *HelloReq) Append(b []byte) []byte {
 	b = appendBytes(b, m.Export)
 	b = appendFlag(b, m.ReadOnly)
 	b = appendFixed64(b, m.Session)
-	b = appendInt(b, m.Boot)
 	b = appendInt(b, m.NextSeq)
 	b = appendList(b, m.Opens, appendInt[proto.FileID])
 	b = appendList(b, m.Locks, appendLock)
@@ -43,7 +41,6 @@ func (m *HelloReq) Decode(c *Cursor) {
 	m.Export = c.str(MaxWord)
 	m.ReadOnly = c.flag()
 	m.Session = c.session()
-	m.Boot = c.u32()
 	m.NextSeq = c.seq()
 	m.Opens = list(c, c.count(MaxOpens, 1), (*Cursor).fid)
 	m.Locks = list(c, c.count(MaxLocks, lockLeast), (*Cursor).lock)
@@ -57,7 +54,6 @@ type HelloRep struct {
 	Software  string
 	Session   proto.SessionID
 	Resumed   bool      // the session of the request goes on; otherwise it is a new one
-	Boot      uint32    // which start of the server this is
 	Applied   proto.Seq // resuming: operations up to this one are applied
 	DataPorts uint16    // reachable at main port + 1 … + DataPorts
 	Root      proto.Attr
@@ -75,7 +71,6 @@ func (m *HelloRep) Append(b []byte) []byte {
 	b = appendText(b, m.Software, MaxWord)
 	b = appendFixed64(b, m.Session)
 	b = appendFlag(b, m.Resumed)
-	b = appendInt(b, m.Boot)
 	b = appendInt(b, m.Applied)
 	b = appendInt(b, m.DataPorts)
 	b = appendAttr(b, &m.Root)
@@ -93,7 +88,6 @@ func (m *HelloRep) Decode(c *Cursor) {
 	m.Software = c.str(MaxWord)
 	m.Session = c.session()
 	m.Resumed = c.flag()
-	m.Boot = c.u32()
 	m.Applied = c.seq()
 	m.DataPorts = c.u16()
 	m.Root = c.attr()
