@@ -24,7 +24,7 @@ import (
 // session's and all within have not.
 //
 // Order of locks: table.mu, then a shard's, and none else while one of these is
-// held. inode.mu is taken alone, but for inode.fresh before it. dispatcher.mu is taken alone.
+// held. inode.mu is taken alone, but for inode.fresh before it; inode.dropping before no other. dispatcher.mu is taken alone.
 type fileSystem struct {
 	// Set at construction.
 	tag       uint16 // 0: it is the whole mount

@@ -225,7 +225,7 @@ func (s *fileSystem) opened(op opening, news uint64, who proto.Ident, flags uint
 	kept = s.underLease(f, a, news) && kept
 	// Pages that were dropped from the cache because the file had changed go
 	// from the kernel with this reply, if it has any; who needs that before it is there tells the kernel himself.
-	if !kept {
+	if !kept && (ino.paged.Load() || !s.leasing) {
 		ino.behind.Store(true)
 	}
 	ino.fresh.Unlock()
