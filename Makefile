@@ -63,7 +63,8 @@ bench-memory: build ## memory of the daemons over a million files and 20 GiB (a 
 
 bench-sharing: build ## two who work on the same files, in two mounts, in one, and in a directory without: CAGE_ROUNDS (3) times in turn
 	@for i in $$(seq $${CAGE_ROUNDS:-3}); do for by in mounts mount directory; do echo "== $$by"; \
-		CAGE_SHARED_BY=$$by $(GO) test -count=1 -v -timeout 1h -run '^TestSharing' ./cmd/internal/e2e | grep -E 'a second|late|^(---|FAIL)' || exit 1; \
+		out=$$(CAGE_SHARED_BY=$$by $(GO) test -count=1 -v -timeout 1h -run '^TestSharing' ./cmd/internal/e2e) || { echo "$$out"; exit 1; }; \
+		echo "$$out" | grep -E 'a second|late|^---'; \
 	done; done
 
 clean: ## what the others left

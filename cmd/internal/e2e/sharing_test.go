@@ -100,7 +100,7 @@ func until(ctx context.Context, what string, so func() (bool, error)) error {
 // rate tells how many there were in a second.
 func rate(t *testing.T, n int, what string, since time.Time) {
 	took := time.Since(since)
-	t.Logf("%d %s in %.1f s, %.0f a second", n, what, took.Seconds(), float64(n)/took.Seconds())
+	t.Logf("%d %s in %.2f s, %.1f a second", n, what, took.Seconds(), float64(n)/took.Seconds())
 }
 
 // TestSharingPingPong: two writers of one file raise a number in turn, each when
