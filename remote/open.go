@@ -34,22 +34,23 @@ const closing = 250 * time.Millisecond
 // session renews it after a reconnect or restart. Mode is what others may do with the file until
 // the session has released all its opens of it; of several, the strongest counts. With one, when Open
 // returns all that others wrote is applied. A mode that is lost is a lost lock of the kind
-// lockset.Opens. Errors: status.Busy where another client's mode forbids the open, or his open the mode;
-// Locked where ctx ends while what he wrote is on its way.
+// lockset.Opens. Errors: status.Busy where another client's mode forbids the open, or his open the mode. While
+// only what he wrote is on its way it waits, until ctx ends.
 func (s *Session) Open(ctx context.Context, h wire.ReqHeader, id proto.FileID, flags uint32, mode lockset.Mode) (a proto.Attr, err error) {
 	for began := s.now(); ; {
 		if a, err = s.openOnce(ctx, h, id, flags); err == nil && mode != lockset.NoMode {
 			err = s.takeMode(ctx, id, mode, &a)
 		}
-		busy := status.Of(err) == status.Busy
-		again := status.Of(err) == status.Locked || busy && s.now()-began < closing
-		if again && s.pause(ctx, closing/10) == nil {
-			continue
-		}
-		if busy {
+		switch {
+		case status.Of(err) == status.Busy && s.now()-began >= closing:
 			s.refused(id, err)
+			return a, err
+		case status.Of(err) != status.Busy && status.Of(err) != status.Locked:
+			return a, err
 		}
-		return a, err
+		if err := s.pause(ctx, closing/10); err != nil {
+			return a, status.Wrap(err, "open", id.String())
+		}
 	}
 }
 

@@ -224,11 +224,14 @@ func (l *locks) grantedLocked(d *lock.Done) (more []lock.Done) {
 func (l *locks) run(ctx context.Context) {
 	timer := time.NewTimer(mirrorIdle)
 	defer timer.Stop()
-	idle := time.Now()
+	idle, soon := time.Now(), false
 	for {
 		select {
 		case <-l.found:
-			timer.Reset(mirrorPause)
+			if !soon { // else who finds something all the time would put the look off
+				soon = true
+				timer.Reset(mirrorPause)
+			}
 			continue
 		case <-timer.C:
 		case <-ctx.Done():
@@ -245,7 +248,7 @@ func (l *locks) run(ctx context.Context) {
 			idle = time.Now()
 		}
 		next := mirrorIdle
-		if l.lookAll(closes) {
+		if soon = l.lookAll(closes); soon {
 			next = mirrorPause
 		}
 		timer.Reset(next)

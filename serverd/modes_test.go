@@ -271,7 +271,7 @@ func TestModesOverCutConnections(t *testing.T) {
 					time.Sleep(time.Duration(rnd.IntN(4)) * time.Millisecond) // so that others come
 					inside.Add(-step)
 					s.Release(id)
-				case status.Busy, status.Locked, status.Timeout, status.Interrupted:
+				case status.Busy, status.Timeout, status.Interrupted:
 					refused.Add(1)
 				default:
 					t.Error(err)
